@@ -1,0 +1,51 @@
+# One command each; every target makes .venv from the hash-locked requirements first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help up test check bench format clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "prfaas needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "could not make a virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+
+# The build backend comes from the lock too: nothing unhashed is ever downloaded.
+$(VENV)/.runtime: requirements/runtime.lock requirements/build.lock pyproject.toml | $(BIN)/python
+	@echo "installing prfaas into $(VENV) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements/build.lock -r requirements/runtime.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
+	@echo "installing the development tools ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	@touch $@
+
+up: $(VENV)/.runtime ## Start two datacenters, a router and Redis on this machine
+	@exec $(BIN)/prfaas up $(ARGS)
+
+test: $(VENV)/.dev ## Run the whole test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Lint, types, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@echo "check: all passed"
+
+bench: $(VENV)/.dev ## Router CPU and latency against direct access and a bare proxy
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(VENV)/.dev ## Format and fix what can be fixed
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,299 @@
+"""
+Settings: every wait, bound and size of the system, with its unit, range and reason.
+
+A fleet file (TOML) describes datacenters, links, the model and the router; see `docs/fleet.md`.
+Environment variables `PRFAAS_...` and `REDIS_URL` override what differs between machines.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from controlplane.errors import ConfigError
+
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """Base of all sections: a misspelt key is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreConfig(Section):
+    """How long anybody waits for Redis."""
+
+    #: A call on the request path; Redis answers in under 1 ms or it is in trouble.
+    call_timeout_s: PositiveSeconds = 0.05
+    #: A call off the request path (snapshot, admin).
+    slow_call_timeout_s: PositiveSeconds = 2.0
+    #: Consecutive failures that open the circuit breaker.
+    breaker_failures: Annotated[int, Field(ge=1, le=100)] = 3
+    #: Seconds between probes of an open breaker; +- 20 % so that replicas do not march in step.
+    breaker_probe_s: PositiveSeconds = 1.0
+    #: Decision records kept; 10,000 records of about 4 KB are 40 MB.
+    decisions_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    #: Worker events kept for routers to catch up; older ones need a snapshot.
+    events_max: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+    #: Connections one process may open; a request path needs one at a time and commands pipeline.
+    connections_max: Annotated[int, Field(ge=1, le=1000)] = 16
+
+
+class HeartbeatConfig(Section):
+    """Liveness of workers; interval + timeout <= ttl / 3, so one slow call evicts nobody."""
+
+    interval_s: PositiveSeconds = 1.0
+    timeout_s: PositiveSeconds = 0.5
+    ttl_s: PositiveSeconds = 5.0
+
+    @model_validator(mode="after")
+    def _one_slow_beat_is_no_death(self) -> Self:
+        if self.interval_s + self.timeout_s > self.ttl_s / 3:
+            raise ValueError(
+                f"interval_s + timeout_s = {self.interval_s + self.timeout_s:g} must be at most "
+                f"ttl_s / 3 = {self.ttl_s / 3:g}, or one slow heartbeat evicts a live worker"
+            )
+        return self
+
+
+class KvConfig(Section):
+    """The KV path."""
+
+    #: Length of a lease from its last renewal; covers a stopped reader, not a slow link.
+    lease_s: PositiveSeconds = 30.0
+    #: The reader renews this often while it transfers.
+    renew_interval_s: PositiveSeconds = 5.0
+    #: TCP connections of one transfer.
+    connections: Annotated[int, Field(ge=1, le=64)] = 2
+    #: Connect and handshake; two WAN round trips and a lost packet.
+    connect_timeout_s: PositiveSeconds = 2.0
+    #: No byte for this long, although the owner said it computes: the peer or the link is gone.
+    stall_timeout_s: PositiveSeconds = 5.0
+    #: Bytes of finished segments a worker holds for readers before it refuses new jobs.
+    segment_bytes_max: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    #: Part of a link's budget a sender may use while the store is away, shared by nobody.
+    floor_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+
+class LimitsConfig(Section):
+    """Bounds of one router."""
+
+    #: Body of a request; a prompt of 131,072 token ids as JSON is 0.9 MB.
+    body_bytes_max: Annotated[int, Field(ge=1024, le=1 << 30)] = 32 << 20
+    #: Bodies over this are parsed and hashed off the event loop (22 ms for 1 MB of ids).
+    inline_body_bytes_max: Annotated[int, Field(ge=0)] = 64 << 10
+    #: Requests in flight; one more is shed with 429.
+    requests_max: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    #: Seconds for a whole request, unless it asks for less.
+    request_timeout_s: PositiveSeconds = 300.0
+    #: A prefill worker answers a job at once with a location.
+    prefill_accept_timeout_s: PositiveSeconds = 2.0
+    #: No frame from a decode worker for this long while it waits for KV or computes.
+    decode_idle_timeout_s: PositiveSeconds = 30.0
+    #: Connecting to a worker.
+    connect_timeout_s: PositiveSeconds = 1.0
+    #: A client that reads nothing for this long has gone.
+    client_write_timeout_s: PositiveSeconds = 30.0
+    #: Headers of a request must be complete within this; aiohttp itself waits for ever.
+    header_timeout_s: PositiveSeconds = 10.0
+    #: Further attempts after the first decision failed (a worker lost, a refused reservation).
+    redispatch_max: Annotated[int, Field(ge=0, le=10)] = 2
+    #: A worker that failed a request gets no new ones from this router for so long.
+    suspect_s: PositiveSeconds = 2.0
+    #: Open requests get this long to finish after SIGTERM.
+    drain_s: PositiveSeconds = 30.0
+    #: Decision records in the router's memory, for the admin API without the store.
+    recent_decisions: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    #: Finished records waiting for the store; the oldest are dropped and counted beyond that.
+    pending_records_max: Annotated[int, Field(ge=1, le=100_000)] = 4096
+
+
+class RouterConfig(Section):
+    """One router process."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: Port = 8001
+    #: The datacenter it stands in: decode stays near it.
+    datacenter: SiteName
+    #: A name from the entry-point group `prfaas.policies`.
+    policy: str = "prfaas"
+    #: Checked by the policy's own model at start.
+    policy_parameters: dict[str, Any] = Field(default_factory=dict)
+    #: Secret mixed into prefix hashes; sharing ends where salts differ.
+    tenant_salt: str = "local"
+
+
+class ModelConfig(Section):
+    """The model that all workers of the fleet serve."""
+
+    engine: Literal["reference"] = "reference"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,96}$")] = "prfaas-reference"
+    #: Seed of the reference model's weights.
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    layers: Annotated[int, Field(ge=4, le=8, multiple_of=4)] = 8
+    context_tokens_max: Annotated[int, Field(ge=128, le=131_072)] = 16_384
+    #: Tokens of KV a prefix cache holds per worker.
+    cache_tokens_max: Annotated[int, Field(ge=0, le=1 << 24)] = 65_536
+    decode_slots: Annotated[int, Field(ge=1, le=64)] = 8
+    #: Requests a worker takes beyond those it runs.
+    queue_requests_max: Annotated[int, Field(ge=1, le=10_000)] = 64
+
+
+class DatacenterConfig(Section):
+    """A site with workers inside one fast network."""
+
+    name: SiteName
+    prefill_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    decode_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    #: Address that workers listen on and are reached at.
+    host: str = "127.0.0.1"
+
+
+class LinkConfig(Section):
+    """A directed pair of datacenters."""
+
+    from_datacenter: SiteName
+    to_datacenter: SiteName
+    #: Budget in megabits per second; senders never exceed it.
+    capacity_mbit_per_s: Annotated[float, Field(gt=0, le=1e7)]
+    #: Delay that senders add to KV bytes, to stand for distance on one machine. 0 on real links.
+    emulated_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
+
+    @property
+    def link_id(self) -> str:
+        """The link's name in keys, records and metrics."""
+        return f"{self.from_datacenter}>{self.to_datacenter}"
+
+    @property
+    def capacity_bps(self) -> float:
+        """Capacity in bits per second."""
+        return self.capacity_mbit_per_s * 1e6
+
+
+class FleetConfig(Section):
+    """A whole fleet, as `prfaas up --fleet FILE` reads it."""
+
+    name: SiteName = "local"
+    router: RouterConfig
+    model: ModelConfig = ModelConfig()
+    datacenters: Annotated[tuple[DatacenterConfig, ...], Field(min_length=1, max_length=64)]
+    links: tuple[LinkConfig, ...] = ()
+    limits: LimitsConfig = LimitsConfig()
+    store: StoreConfig = StoreConfig()
+    heartbeat: HeartbeatConfig = HeartbeatConfig()
+    kv: KvConfig = KvConfig()
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Self:
+        names = [site.name for site in self.datacenters]
+        if len(set(names)) != len(names):
+            raise ValueError(f"datacenter names must differ, got {names}")
+        if self.router.datacenter not in names:
+            raise ValueError(f"router.datacenter {self.router.datacenter!r} is not one of {names}")
+        seen: set[str] = set()
+        for link in self.links:
+            if {link.from_datacenter, link.to_datacenter} - set(names):
+                raise ValueError(f"link {link.link_id} names a datacenter that is not in {names}")
+            if link.from_datacenter == link.to_datacenter:
+                raise ValueError(f"link {link.link_id} begins and ends in the same datacenter")
+            if link.link_id in seen:
+                raise ValueError(f"link {link.link_id} is there twice")
+            seen.add(link.link_id)
+        return self
+
+    @model_validator(mode="after")
+    def _can_answer(self) -> Self:
+        if not any(site.decode_workers for site in self.datacenters):
+            raise ValueError("no datacenter has decode_workers: nothing could answer a request")
+        if not any(site.prefill_workers for site in self.datacenters):
+            raise ValueError("no datacenter has prefill_workers: nothing could start a request")
+        return self
+
+    def link(self, link_id: str) -> LinkConfig | None:
+        """The link of this name."""
+        return next((link for link in self.links if link.link_id == link_id), None)
+
+    def datacenter(self, name: str) -> DatacenterConfig | None:
+        """The datacenter of this name."""
+        return next((site for site in self.datacenters if site.name == name), None)
+
+
+class Environment(BaseSettings):
+    """What differs between machines and does not belong into a fleet file."""
+
+    model_config = SettingsConfigDict(env_prefix="PRFAAS_", extra="ignore")
+
+    #: `redis://`, `rediss://` or `unix://`; empty for the embedded server.
+    redis_url: str = Field(default="", validation_alias="REDIS_URL")
+    #: "console" for people, "json" for machines.
+    log_format: Literal["console", "json"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "REDIS_URL must begin with redis://, rediss:// or unix://, for example "
+                "redis://127.0.0.1:6379/0"
+            )
+        return value
+
+
+#: What `make up` starts: long prompts of the user's site west are prefilled in east.
+DEFAULT_FLEET = FleetConfig(
+    name="local",
+    router=RouterConfig(datacenter="west", policy_parameters={"threshold_tokens": 512}),
+    datacenters=(
+        DatacenterConfig(name="east", prefill_workers=2),
+        DatacenterConfig(name="west", prefill_workers=1, decode_workers=2),
+    ),
+    links=(
+        LinkConfig(
+            from_datacenter="east",
+            to_datacenter="west",
+            capacity_mbit_per_s=200,
+            emulated_delay_ms=20,
+        ),
+    ),
+)
+
+
+def load_fleet(path: Path) -> FleetConfig:
+    """
+    Read and check a fleet file.
+
+    Raises:
+        ConfigError: Not readable, not TOML, or a field is wrong; names file, field, what was
+            found and what was expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read fleet file {path}: {error}") from error
+    try:
+        return FleetConfig.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_validation(error)}") from error
+
+
+def describe_validation(error: ValidationError) -> str:
+    """All complaints of a validation as `field: what is wrong (got ...)`, without links."""
+    complaints = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "the file as a whole"
+        found = item["input"]
+        got = f" (got {found!r})" if isinstance(found, str | int | float | bool) else ""
+        complaints.append(f"{field}: {item['msg']}{got}")
+    return "; ".join(complaints)

@@ -1,0 +1,175 @@
+"""Which prefixes of a prompt are where: block hashes, and hits under the hybrid rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final, TypeAlias
+
+from controlplane.domain.tokens import TokenIds
+
+#: Identity of a whole prefix that ends at a block boundary: 16 bytes.
+BlockHash: TypeAlias = bytes
+
+BLOCK_HASH_BYTES: Final = 16
+
+
+def scope_of(*, model: str, fingerprint: str, tenant_salt: str) -> str:
+    """
+    The set of requests that may share KV: same model, same numerics, same tenant.
+
+    The salt is the tenant's secret; only its digest leaves the router, so that nobody can test
+    for another tenant's prefix by guessing its text.
+    """
+    parts = (model, fingerprint, tenant_salt)
+    return sha256("\x00".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()[:32]
+
+
+def block_hashes(tokens: TokenIds, *, block_tokens: int, scope: str) -> tuple[BlockHash, ...]:
+    """
+    Chained hashes of the full blocks of a prompt.
+
+    Hash `i` names the first `(i + 1) * block_tokens` tokens in their scope, so one equal hash
+    means one equal prefix. A partial last block has no hash.
+
+    Args:
+        tokens: The prompt.
+        block_tokens: Tokens in a block, > 0.
+        scope: From `scope_of`.
+
+    Returns:
+        One hash of 16 bytes for each full block. The chain itself runs over all 32 bytes of
+        SHA-256: shortening happens at the end, and keys stay small.
+    """
+    if block_tokens <= 0:
+        raise ValueError(f"block_tokens must be positive, not {block_tokens}")
+    step = block_tokens * tokens.width_bytes
+    view = memoryview(tokens.data)
+    parent = sha256(f"{scope}:{block_tokens}:{tokens.width_bytes}".encode())
+    hashes: list[BlockHash] = []
+    for start in range(0, len(view) - step + 1, step):
+        # Copying the running state and feeding it one block keeps the whole chain in one digest.
+        parent.update(view[start : start + step])
+        hashes.append(parent.copy().digest()[:BLOCK_HASH_BYTES])
+    return tuple(hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHit:
+    """
+    How much of one prompt a worker holds.
+
+    Linear-attention state is valid at its own position only, so a prefill can resume at the
+    longest position where *both* the attention blocks and a state snapshot exist. A decode
+    worker asks for the attention blocks it lacks, and so looks at those alone.
+    """
+
+    #: Leading tokens whose attention KV is there. A multiple of the block size.
+    attention_tokens: int
+    #: Longest prefix a prefill can resume from; at most `attention_tokens`.
+    resumable_tokens: int
+
+
+NO_HIT: Final = PrefixHit(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryEntry:
+    """What a worker holds at the end of one block chain."""
+
+    has_attention: bool
+    has_state: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InventoryDelta:
+    """
+    Change of a worker's prefix inventory since its last report.
+
+    A full report (`is_full`) replaces everything known; otherwise `removed` goes first, so that
+    an entry in both was dropped and stored again.
+    """
+
+    is_full: bool = False
+    stored: Mapping[BlockHash, InventoryEntry]
+    removed: tuple[BlockHash, ...] = ()
+
+
+class PrefixIndex:
+    """
+    Block hash to holders, for one router; fed by inventory deltas.
+
+    Memory is bounded by what the workers hold: an entry leaves with the delta that removes it or
+    with its worker. Lookup costs one dictionary access per block of the longest hit.
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[BlockHash, dict[str, InventoryEntry]] = {}
+        self._held: dict[str, set[BlockHash]] = {}
+
+    def __repr__(self) -> str:
+        return f"<PrefixIndex {len(self._holders)} blocks, {len(self._held)} workers>"
+
+    def apply(self, worker_id: str, delta: InventoryDelta) -> None:
+        """Take a worker's report into the index."""
+        if delta.is_full:
+            self.forget(worker_id)
+        for block in delta.removed:
+            self._remove(worker_id, block)
+        held = self._held.setdefault(worker_id, set())
+        for block, entry in delta.stored.items():
+            self._holders.setdefault(block, {})[worker_id] = entry
+            held.add(block)
+
+    def forget(self, worker_id: str) -> None:
+        """Drop everything known of a worker."""
+        for block in tuple(self._held.get(worker_id, ())):
+            self._remove(worker_id, block)
+        self._held.pop(worker_id, None)
+
+    def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> dict[str, PrefixHit]:
+        """
+        Hits of one prompt at every worker that holds its first block.
+
+        Args:
+            hashes: From `block_hashes`, with the same `block_tokens`.
+            block_tokens: Tokens in a block.
+        """
+        hits: dict[str, PrefixHit] = {}
+        alive: Iterable[str] = ()
+        for position, block in enumerate(hashes):
+            holders = self._holders.get(block)
+            if holders is None:
+                break
+            candidates = holders if position == 0 else [name for name in alive if name in holders]
+            matched: list[str] = []
+            for worker_id in candidates:
+                entry = holders[worker_id]
+                if not entry.has_attention:
+                    continue
+                tokens = (position + 1) * block_tokens
+                known = hits.get(worker_id, NO_HIT)
+                hits[worker_id] = PrefixHit(
+                    tokens, tokens if entry.has_state else known.resumable_tokens
+                )
+                matched.append(worker_id)
+            if not matched:
+                break
+            alive = matched
+        return hits
+
+    def held_blocks(self, worker_id: str) -> int:
+        """Blocks known to be at a worker."""
+        return len(self._held.get(worker_id, ()))
+
+    def _remove(self, worker_id: str, block: BlockHash) -> None:
+        holders = self._holders.get(block)
+        if holders is None:
+            return
+        holders.pop(worker_id, None)
+        if not holders:
+            del self._holders[block]
+        held = self._held.get(worker_id)
+        if held is not None:
+            held.discard(block)

@@ -1,0 +1,165 @@
+"""
+The engine contract: what a worker needs of the thing that computes.
+
+Two calls meet here. `prefill` computes all tokens of a prompt but the last and hands out KV in
+pieces as they are finished; `decode` takes those pieces in another process, computes the last
+prompt token and goes on. Pieces are bytes in one layout per fingerprint, so that two workers with
+equal fingerprints can exchange them and any others are refused.
+
+An engine owns its compute thread: its methods may be called from the event loop and never block it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from controlplane.domain.prefix import BlockHash, InventoryDelta
+from controlplane.domain.tokens import TokenIds
+from controlplane.wire import KvGroup, Load, Profile, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What an engine is; constant for the life of the process."""
+
+    model: str
+    #: Digest of everything that KV depends on: weights, dtype, layout, block size.
+    fingerprint: str
+    vocabulary_size: int
+    #: Tokens in a block: the unit of prefix hashes, cache hits and attention chunks.
+    block_tokens: int
+    #: Prompt and output together.
+    context_tokens_max: int
+    #: Sequences decoded at the same time.
+    decode_slots: int
+    #: Attention first, state last: the order in which they leave.
+    groups: tuple[KvGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvPiece:
+    """
+    A finished part of a segment.
+
+    Attention comes in blocks: `token_start` is a multiple of the block size and the piece covers
+    one block, or the rest of the segment if that is shorter. State comes once, at the end, with
+    `token_start == token_end ==` the position it is valid at.
+    """
+
+    group: Literal["attention", "state"]
+    token_start: int
+    token_end: int
+    #: `bytes_per_token * (token_end - token_start)` or `fixed_bytes` bytes.
+    data: bytes
+
+
+class PrefillRun(Protocol):
+    """One prefill in progress."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens taken from the prefix cache. Known once the first piece is out."""
+
+    def pieces(self) -> AsyncIterator[KvPiece]:
+        """
+        All pieces of the segment in order, cached ones first, each as soon as it is there.
+
+        Closing the iterator stops the computation at the next block.
+        """
+
+
+class KvImport(Protocol):
+    """A sequence being filled at the decode side; holds its cached blocks until it is closed."""
+
+    @property
+    def held_tokens(self) -> int:
+        """Leading tokens whose attention KV is already here: a multiple of the block size."""
+
+    def write(self, piece: KvPiece) -> None:
+        """
+        Take one piece. Each must come once; the order is free.
+
+        Raises:
+            ValueError: Wrong size, out of range, or not expected.
+        """
+
+    def close(self) -> None:
+        """Give everything back. Idempotent; a sequence that is decoding is stopped first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOut:
+    """One output token."""
+
+    token: int
+    #: Set with the last token: "stop" for an end token (which is not part of the output text).
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """Totals since the start: the engine's own evidence of what it computed."""
+
+    #: Prompt tokens computed by `prefill`.
+    prefill_tokens_total: int = 0
+    #: Prompt tokens computed by `decode`: one for each sequence whose KV came from elsewhere.
+    decode_prompt_tokens_total: int = 0
+    #: Tokens put out.
+    output_tokens_total: int = 0
+
+
+class Engine(Protocol):
+    """A model that can prefill, export, import and decode."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it is."""
+
+    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> PrefillRun:
+        """
+        Queue the prefill of all of `tokens` (the caller has left out the last prompt token).
+
+        Args:
+            tokens: `n >= 0` tokens; for 0 the state is the initial one.
+            hashes: Block hashes of exactly these tokens, keys of the prefix cache.
+        """
+
+    def begin_import(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> KvImport:
+        """Open a sequence whose KV for `tokens` (all but the last of the prompt) will be written."""
+
+    def decode(
+        self, sequence: KvImport, tokens: TokenIds, sampling: Sampling
+    ) -> AsyncIterator[TokenOut]:
+        """
+        Compute the last prompt token and then output tokens, batched with other sequences.
+
+        Args:
+            sequence: Completely written. Ownership passes: it is closed when the iterator ends.
+            tokens: The whole prompt, `len >= 1`.
+            sampling: `stop` strings are the caller's business.
+        """
+
+    def take_inventory_delta(self, *, is_full: bool) -> InventoryDelta:
+        """Changes of the prefix cache since the last call, or all of it."""
+
+    def load(self) -> Load:
+        """What it has to do now."""
+
+    def profile(self) -> Profile:
+        """Measured times and sizes."""
+
+    def counters(self) -> EngineCounters:
+        """Totals since the start."""
+
+    def check_integrity(self) -> None:
+        """
+        Assert conservation: free and used blocks add up, no block without an owner.
+
+        Raises:
+            AssertionError: They do not.
+        """
+
+    async def close(self) -> None:
+        """Stop the compute thread; open iterators end."""
