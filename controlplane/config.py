@@ -96,13 +96,15 @@ class LimitsConfig(Section):
     #: A prefill worker answers a job at once with a location.
     prefill_accept_timeout_s: PositiveSeconds = 2.0
     #: No frame from a decode worker for this long while it waits for KV or computes.
-    decode_idle_timeout_s: PositiveSeconds = 30.0
+    decode_idle_timeout_s: PositiveSeconds = 10.0
+    #: A decode worker with nothing to say yet says that it is alive.
+    alive_interval_s: PositiveSeconds = 2.0
     #: Connecting to a worker.
     connect_timeout_s: PositiveSeconds = 1.0
     #: A client that reads nothing for this long has gone.
     client_write_timeout_s: PositiveSeconds = 30.0
-    #: Headers of a request must be complete within this; aiohttp itself waits for ever.
-    header_timeout_s: PositiveSeconds = 10.0
+    #: The body of a request must have arrived within this.
+    body_timeout_s: PositiveSeconds = 30.0
     #: Further attempts after the first decision failed (a worker lost, a refused reservation).
     redispatch_max: Annotated[int, Field(ge=0, le=10)] = 2
     #: A worker that failed a request gets no new ones from this router for so long.

@@ -16,7 +16,7 @@ PrfaasError                  code                    status  retryable
 │   ├── Draining             draining                503     yes
 │   └── DeadlineExceeded     deadline_exceeded       504     yes
 ├── PeerError                another process failed
-│   ├── WorkerLost           worker_lost             502     yes
+│   ├── WorkerLost           worker_lost             503     yes
 │   ├── WorkerRefused        worker_refused          503     yes
 │   ├── WorkerTimeout        worker_timeout          504     yes
 │   ├── TransferError        the KV path
@@ -145,7 +145,7 @@ class PeerError(PrfaasError):
     """Another process failed."""
 
     code = "worker_lost"
-    http_status = 502
+    http_status = 503
     is_retryable = True
 
 
@@ -157,7 +157,6 @@ class WorkerRefused(PeerError):
     """A worker said no: full, draining, or not who we took it for."""
 
     code = "worker_refused"
-    http_status = 503
 
 
 class WorkerTimeout(PeerError):
@@ -171,6 +170,7 @@ class TransferError(PeerError):
     """KV could not be moved."""
 
     code = "link_down"
+    http_status = 502
 
 
 class LinkDown(TransferError):
@@ -206,7 +206,6 @@ class StoreError(PeerError):
     """The shared store failed; soft state only, so requests go on."""
 
     code = "store_unavailable"
-    http_status = 503
 
 
 class StoreTimeout(StoreError):
@@ -233,3 +232,16 @@ class InternalError(PrfaasError):
 TRANSFER_ERRORS: dict[str, type[TransferError]] = {
     kind.code: kind for kind in (LinkDown, LinkStalled, ChunkCorrupt, SegmentStale, SegmentFailed)
 }
+
+
+def error_for(code: str, message: str, *, retry_after_s: float | None = None) -> PrfaasError:
+    """The error class of a code, built; `InternalError` for a code that nobody knows."""
+    return _BY_CODE.get(code, InternalError)(message, retry_after_s=retry_after_s)
+
+
+def _leaves(kind: type[PrfaasError]) -> list[type[PrfaasError]]:
+    children = kind.__subclasses__()
+    return [leaf for child in children for leaf in _leaves(child)] if children else [kind]
+
+
+_BY_CODE: dict[str, type[PrfaasError]] = {kind.code: kind for kind in _leaves(PrfaasError)}

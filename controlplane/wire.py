@@ -10,7 +10,6 @@ format of their own in `workers/kv`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -398,6 +397,8 @@ class FrameKind(IntEnum):
     REPORT = 2
     #: A `DecodeFailure`; the stream ended badly.
     FAILURE = 3
+    #: Nothing to say yet, but at work: sent every `alive_interval_s` of silence.
+    ALIVE = 4
 
 
 def pack_frame(kind: FrameKind, payload: bytes) -> bytes:
@@ -415,7 +416,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._pending = b""
 
-    def feed(self, data: bytes) -> Iterator[tuple[FrameKind, bytes]]:
+    def feed(self, data: bytes) -> list[tuple[FrameKind, bytes]]:
         """
         Frames that `data` completes, in order.
 
@@ -435,4 +436,4 @@ class FrameReader:
             frames.append((FrameKind(kind), buffer[offset + _FRAME.size : end]))
             offset = end
         self._pending = buffer[offset:]
-        return iter(frames)
+        return frames

@@ -1,0 +1,137 @@
+"""What all flights of a router share: view, policy, store, workers, records and their counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from controlplane.config import LimitsConfig
+from controlplane.domain.decision import RequestFeatures
+from controlplane.observe.logs import get_logger
+from controlplane.observe.metrics import RouterMetrics
+from controlplane.router.recorder import Recorder
+from controlplane.router.records import Attempt, DecisionRecord
+from controlplane.router.view import ViewTracker
+from controlplane.router.workers import WorkerClient
+from controlplane.store.api import StateStore
+from controlplane.wire import Reservation
+from policies.api import Policy
+
+_log = get_logger()
+
+#: Aborts under way at the same time; more are left to the workers' leases.
+_ABORTS_MAX = 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """The shared parts, wired once by the composition root."""
+
+    router_id: str
+    limits: LimitsConfig
+    store: StateStore
+    workers: WorkerClient
+    tracker: ViewTracker
+    recorder: Recorder
+    metrics: RouterMetrics
+    policy: Policy
+    policy_parameters: Mapping[str, Any]
+    clock: Callable[[], float]
+    #: Draws the seed of each decision.
+    seeds: Random
+    _aborts: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def decide(self, features: RequestFeatures) -> Attempt:
+        """Ask the policy, and keep what it was asked."""
+        began_s = self.clock()
+        view = self.tracker.view()
+        seed = self.seeds.getrandbits(32)
+        decision = self.policy.decide(features, view, Random(seed))
+        self.metrics.decision_seconds.observe(self.clock() - began_s)
+        is_offloaded = decision.placement is not None and decision.placement.is_offloaded
+        self.metrics.decisions_total.labels(
+            self.policy.name, decision.reason, "yes" if is_offloaded else "no"
+        ).inc()
+        return Attempt(
+            policy=self.policy.name,
+            parameters=self.policy_parameters,
+            seed=seed,
+            features=features,
+            view=view,
+            view_age_s=self.tracker.age_s(),
+            decision=decision,
+        )
+
+    def suspect(self, worker_id: str) -> None:
+        """A worker failed a request."""
+        self.tracker.suspect(worker_id)
+        _log.warning("worker.suspected", worker=worker_id)
+
+    def redispatched(self, request_id: str, cause: str, attempt: int) -> None:
+        """A request goes on elsewhere."""
+        self.metrics.retries_total.labels(cause).inc()
+        _log.warning("request.redispatched", request_id=request_id, cause=cause, attempt=attempt)
+
+    def abort_prefill(self, url: str, job_id: str) -> None:
+        """Tell a prefill worker to stop, without waiting for it."""
+        if len(self._aborts) >= _ABORTS_MAX:
+            return
+        task = asyncio.get_running_loop().create_task(self.workers.abort_prefill(url, job_id))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def settle(self) -> None:
+        """Wait for aborts under way; each is bounded by its own timeout."""
+        if self._aborts:
+            await asyncio.wait(tuple(self._aborts))
+
+    def finished(self, record: DecisionRecord, reservation: Reservation | None) -> None:
+        """A request is over: one record, one log line, its metrics."""
+        self.recorder.add(record, reservation)
+        self._measure(record)
+        _log.info("request.finished", **_canonical_line(record))
+
+    def _measure(self, record: DecisionRecord) -> None:
+        metrics, timeline = self.metrics, record.timeline
+        metrics.requests_total.labels(record.outcome, record.code).inc()
+        metrics.duration_seconds.observe(timeline.finished_s)
+        placement = record.attempts[-1].decision.placement if record.attempts else None
+        if placement is None or timeline.first_token_s is None:
+            return
+        offloaded = "yes" if placement.is_offloaded else "no"
+        metrics.ttft_seconds.labels(offloaded).observe(timeline.first_token_s)
+        if placement.is_offloaded and record.report is not None:
+            metrics.kv_egress_bytes_total.labels(
+                placement.prefill_datacenter, placement.decode_datacenter
+            ).inc(record.report.transfer.bytes)
+
+
+def _canonical_line(record: DecisionRecord) -> dict[str, Any]:
+    """Fields of `request.finished`."""
+    line: dict[str, Any] = {
+        "request_id": record.request_id,
+        "model": record.model,
+        "outcome": record.outcome,
+        "code": record.code,
+        "attempts": len(record.attempts),
+        "e2e_s": round(record.timeline.finished_s, 4),
+    }
+    if record.timeline.first_token_s is not None:
+        line["ttft_s"] = round(record.timeline.first_token_s, 4)
+    if record.attempts:
+        attempt = record.attempts[-1]
+        line["input_tokens"] = attempt.features.input_tokens
+        line["reason"] = attempt.decision.reason
+        placement = attempt.decision.placement
+        if placement is not None:
+            line["prefill_worker"] = placement.prefill_worker
+            line["decode_worker"] = placement.decode_worker
+            line["is_offloaded"] = placement.is_offloaded
+    if record.report is not None:
+        line["cached_tokens"] = record.report.prefill.cached_tokens
+        line["output_tokens"] = record.report.output_tokens
+        line["egress_bytes"] = record.report.transfer.bytes if line["is_offloaded"] else 0
+    return line

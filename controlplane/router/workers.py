@@ -1,0 +1,59 @@
+"""
+How the router speaks with workers: one contract, one HTTP client (`http_workers.py`), one twin.
+
+Failures are the error classes of `controlplane.errors`, each with one meaning: `WorkerRefused`
+the worker said no, `WorkerLost` and `WorkerTimeout` nobody can tell whether it heard us.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from controlplane.domain.tokens import TokenIds
+from controlplane.wire import DecodeJob, FrameKind, KvLocation, PrefillJob
+
+
+class DecodeStream(Protocol):
+    """The answer of a decode worker, frame by frame."""
+
+    async def frames(self) -> list[tuple[FrameKind, bytes]]:
+        """
+        The next frames, those that arrived together; empty at the end of the stream.
+
+        Raises:
+            WorkerLost: The connection broke, or what came is no frame.
+            WorkerTimeout: Nothing came for `decode_idle_timeout_s`.
+        """
+
+    def close(self) -> None:
+        """Drop the connection: the worker stops and frees its KV. Idempotent."""
+
+
+class WorkerClient(Protocol):
+    """Jobs for workers."""
+
+    async def prefill(self, url: str, job: PrefillJob, tokens: TokenIds) -> KvLocation:
+        """
+        Start a prefill; the location comes at once, the segment fills later.
+
+        Raises:
+            WorkerRefused: Full, draining, another incarnation or fingerprint.
+            WorkerLost: No connection, or it broke.
+            WorkerTimeout: No answer within `prefill_accept_timeout_s`.
+        """
+
+    async def abort_prefill(self, url: str, request_id: str) -> None:
+        """Stop a prefill and free its segment. Best effort: a lease ends what this misses."""
+
+    async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> DecodeStream:
+        """
+        Start a decode.
+
+        Raises:
+            WorkerRefused: Full, draining, or another incarnation.
+            WorkerLost: No connection, or it broke.
+            WorkerTimeout: No answer within `decode_idle_timeout_s`.
+        """
+
+    async def close(self) -> None:
+        """Close all connections."""
