@@ -13,11 +13,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from controlplane.domain.prefix import BlockHash, InventoryDelta
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import KvGroup, Load, Profile, Sampling
+
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+
+
+class ClosableIterator(Protocol[ItemT_co]):
+    """An asynchronous iterator with work behind it that can be stopped before its end."""
+
+    def __aiter__(self) -> AsyncIterator[ItemT_co]:
+        """Itself."""
+
+    async def __anext__(self) -> ItemT_co:
+        """The next item."""
+
+    async def aclose(self) -> None:
+        """Stop the work and give back what it holds. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +77,19 @@ class PrefillRun(Protocol):
     def cached_tokens(self) -> int:
         """Tokens taken from the prefix cache. Known once the first piece is out."""
 
-    def pieces(self) -> AsyncIterator[KvPiece]:
+    @property
+    def queue_s(self) -> float:
+        """Seconds it waited for others. Known once the first piece is out."""
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds from then to the last piece. Known once that is out."""
+
+    def pieces(self) -> ClosableIterator[KvPiece]:
         """
         All pieces of the segment in order, cached ones first, each as soon as it is there.
 
-        Closing the iterator stops the computation at the next block.
+        Closing the iterator stops the computation at the next block. May be called once.
         """
 
 
@@ -131,7 +154,7 @@ class Engine(Protocol):
 
     def decode(
         self, sequence: KvImport, tokens: TokenIds, sampling: Sampling
-    ) -> AsyncIterator[TokenOut]:
+    ) -> ClosableIterator[TokenOut]:
         """
         Compute the last prompt token and then output tokens, batched with other sequences.
 

@@ -1,0 +1,172 @@
+"""Prefill jobs of one worker: accepted at once with a location, filled piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from controlplane.domain.prefix import block_hashes
+from controlplane.domain.tokens import TokenIds
+from controlplane.errors import Draining, MalformedRequest, SegmentFailed, WorkerRefused
+from controlplane.observe.logs import get_logger
+from controlplane.wire import KvLocation, KvManifest, PrefillJob, PrefillReport
+from workers.engine import Engine
+from workers.identity import Identity
+from workers.kv.segment import Segment
+from workers.kv.segments import SegmentStore
+from workers.locations import LocationPublisher
+from workers.metrics import WorkerMetrics
+
+_log = get_logger()
+
+
+class PrefillService:
+    """
+    Runs prefill jobs on an engine and hands out their KV as leased segments.
+
+    A job ends when its segment is complete, when its router aborts it, when its deadline passes,
+    or when nobody holds its lease any more; in each case the engine stops at the next block.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        segments: SegmentStore,
+        identity: Identity,
+        metrics: WorkerMetrics,
+        *,
+        requests_max: int,
+        locate: Callable[[Segment], KvLocation],
+        publisher: LocationPublisher,
+    ) -> None:
+        self._engine = engine
+        self._segments = segments
+        self._identity = identity
+        self._metrics = metrics
+        self._requests_max = requests_max
+        self._locate = locate
+        self._publisher = publisher
+        #: Jobs that compute, by job id; segments stay readable after their job has ended.
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._segment_of: dict[str, Segment] = {}
+        self.is_draining = False
+
+    def __repr__(self) -> str:
+        return f"<PrefillService {len(self._jobs)} jobs>"
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that wait or compute."""
+        return len(self._jobs)
+
+    async def accept(self, job: PrefillJob, tokens: TokenIds) -> KvLocation:
+        """
+        Start a job.
+
+        Args:
+            job: Its header.
+            tokens: The whole prompt; all but its last token are computed here.
+
+        Raises:
+            WorkerRefused: Full, another incarnation, or another fingerprint.
+            Draining: This worker is leaving.
+            MalformedRequest: An empty prompt, or one that is too long.
+        """
+        self._check(job, tokens)
+        spec = self._engine.spec
+        covered = tokens.head(len(tokens) - 1)
+        manifest = KvManifest(
+            fingerprint=spec.fingerprint,
+            scope=job.scope,
+            token_count=len(covered),
+            block_tokens=spec.block_tokens,
+            groups=spec.groups,
+        )
+        segment = self._segments.open(manifest)
+        task = asyncio.get_running_loop().create_task(
+            self._fill(job, segment, covered), name=f"prefill {job.request_id}"
+        )
+        self._jobs[job.request_id] = task
+        self._segment_of[job.request_id] = segment
+        task.add_done_callback(lambda _: self._jobs.pop(job.request_id, None))
+        location = self._locate(segment)
+        self._publisher.put(location)
+        return location
+
+    def abort(self, job_id: str) -> bool:
+        """Stop a job and free its segment; false when there is none of this id. Idempotent."""
+        task = self._jobs.get(job_id)
+        segment = self._segment_of.pop(job_id, None)
+        if segment is not None:
+            self._segments.release(segment)
+        if task is not None:
+            task.cancel()
+        return task is not None or segment is not None
+
+    def renewed(self, segment: Segment) -> None:
+        """A reader renewed a segment's lease."""
+        self._publisher.put(self._locate(segment))
+
+    def dropped(self, segment: Segment) -> None:
+        """A segment can no longer be read: its job, if it still computes, has no reader."""
+        self._publisher.drop(segment.segment_id)
+        for job_id, known in tuple(self._segment_of.items()):
+            if known is segment:
+                del self._segment_of[job_id]
+                task = self._jobs.get(job_id)
+                if task is not None:
+                    task.cancel()
+
+    async def close(self) -> None:
+        """Stop all jobs."""
+        tasks = tuple(self._jobs.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _check(self, job: PrefillJob, tokens: TokenIds) -> None:
+        spec = self._engine.spec
+        if self.is_draining:
+            raise Draining("this worker is leaving and takes no new jobs")
+        if job.incarnation != self._identity.incarnation:
+            raise WorkerRefused("the job is for another life of this worker; look again")
+        if job.fingerprint != spec.fingerprint:
+            raise WorkerRefused("the job is for another fingerprint than this worker's")
+        if job.request_id in self._jobs:
+            raise WorkerRefused("a job of this id is running already")
+        if len(self._jobs) >= self._requests_max:
+            raise WorkerRefused(f"{len(self._jobs)} jobs are waiting or running, the limit")
+        if not 1 <= len(tokens) <= spec.context_tokens_max:
+            raise MalformedRequest(
+                f"a prompt has 1 to {spec.context_tokens_max} tokens, this one {len(tokens)}"
+            )
+
+    async def _fill(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> None:
+        try:
+            async with asyncio.timeout(job.deadline_s):
+                report = await self._compute(job, segment, tokens)
+        except TimeoutError:
+            segment.fail(SegmentFailed.code, "the request's time was over before its prefill")
+        except asyncio.CancelledError:
+            segment.abort("the prefill was aborted")
+            raise
+        except ValueError as error:
+            segment.fail(SegmentFailed.code, str(error))
+            _log.error("prefill.failed", request_id=job.request_id, cause=type(error).__name__)
+        else:
+            segment.complete(report)
+            self._metrics.prefill_seconds.observe(report.compute_s)
+
+    async def _compute(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> PrefillReport:
+        hashes = block_hashes(tokens, block_tokens=self._engine.spec.block_tokens, scope=job.scope)
+        run = self._engine.prefill(tokens, hashes)
+        pieces = run.pieces()
+        async for piece in pieces:
+            segment.fill(piece)
+        return PrefillReport(
+            queue_s=run.queue_s,
+            compute_s=run.compute_s,
+            cached_tokens=run.cached_tokens,
+            computed_tokens=len(tokens) - run.cached_tokens,
+        )

@@ -1,0 +1,190 @@
+"""The HTTP side of a worker: jobs in, locations and token streams out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ValidationError
+
+from controlplane.domain.tokens import TokenIds
+from controlplane.errors import MalformedRequest, PrfaasError
+from controlplane.observe.logs import get_logger
+from controlplane.wire import (
+    STREAM_CONTENT_TYPE,
+    DecodeFailure,
+    DecodeJob,
+    FrameKind,
+    PrefillJob,
+    WorkerError,
+    pack_frame,
+    unpack_parcel,
+)
+from workers.decode_service import DecodeService
+from workers.metrics import WorkerMetrics
+from workers.prefill_service import PrefillService
+
+_log = get_logger()
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Job = TypeVar("_Job", bound=BaseModel)
+
+#: A parcel: header and the tokens of the longest prompt at four bytes each.
+_BODY_BYTES_MAX = 64 << 20
+
+#: A router that does not read for this long has gone.
+_WRITE_TIMEOUT_S = 30.0
+
+
+class WorkerServer:
+    """Routes of one worker; a service that its role does not have answers 404."""
+
+    def __init__(
+        self,
+        *,
+        prefill: PrefillService | None,
+        decode: DecodeService | None,
+        metrics: WorkerMetrics,
+        refresh_metrics: Callable[[], None],
+        alive_interval_s: float,
+    ) -> None:
+        self._prefill = prefill
+        self._decode = decode
+        self._metrics = metrics
+        self._refresh_metrics = refresh_metrics
+        self._alive_interval_s = alive_interval_s
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=_BODY_BYTES_MAX, middlewares=[_guard])
+        if self._prefill is not None:
+            app.router.add_post("/worker/v1/prefill", self._start_prefill)
+            app.router.add_delete("/worker/v1/prefill/{job_id}", self._abort_prefill)
+        if self._decode is not None:
+            app.router.add_post("/worker/v1/decode", self._run_decode)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._show_metrics)
+        return app
+
+    async def _start_prefill(self, request: web.Request) -> web.StreamResponse:
+        assert self._prefill is not None
+        job, tokens = _unpack(PrefillJob, await request.read())
+        try:
+            location = await self._prefill.accept(job, tokens)
+        except PrfaasError as error:
+            self._metrics.jobs_total.labels("prefill", error.code).inc()
+            raise
+        self._metrics.jobs_total.labels("prefill", "accepted").inc()
+        return web.Response(body=location.model_dump_json(), content_type="application/json")
+
+    async def _abort_prefill(self, request: web.Request) -> web.StreamResponse:
+        assert self._prefill is not None
+        self._prefill.abort(request.match_info["job_id"])
+        return web.Response(status=204)
+
+    async def _run_decode(self, request: web.Request) -> web.StreamResponse:
+        assert self._decode is not None
+        job, tokens = _unpack(DecodeJob, await request.read())
+        self._decode.check(job, tokens)
+        response = web.StreamResponse(headers={"Content-Type": STREAM_CONTENT_TYPE})
+        await response.prepare(request)
+        stream = _FrameStream(response)
+        code = "cancelled"
+        alive = asyncio.get_running_loop().create_task(stream.keep_alive(self._alive_interval_s))
+        try:
+            await self._decode.run(job, tokens, stream.send)
+            code = "ok"
+        except PrfaasError as error:
+            code = error.code
+            failure = DecodeFailure(code=code, message=error.message[:1024])
+            await stream.send(FrameKind.FAILURE, failure.model_dump_json().encode())
+            _log.warning("decode.failed", request_id=job.request_id, code=code)
+        finally:
+            alive.cancel()
+            self._metrics.jobs_total.labels("decode", code).inc()
+        await stream.finish()
+        return response
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        del request
+        return web.json_response({"status": "ok"})
+
+    async def _show_metrics(self, request: web.Request) -> web.StreamResponse:
+        del request
+        self._refresh_metrics()
+        return web.Response(
+            body=generate_latest(self._metrics.registry),
+            headers={"Content-Type": CONTENT_TYPE_LATEST},
+        )
+
+
+class _FrameStream:
+    """Frames to the router; the last one leaves together with the end of the answer."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = response
+        self._has_spoken = False
+        self._last = b""
+
+    async def send(self, kind: FrameKind, payload: bytes) -> None:
+        """
+        Send one frame.
+
+        Raises:
+            ConnectionError: The router has gone, or does not read.
+        """
+        self._has_spoken = True
+        frame = pack_frame(kind, payload)
+        if kind is FrameKind.REPORT:
+            self._last = frame
+            return
+        await self._write(frame)
+
+    async def finish(self) -> None:
+        """Send the report, if there is one, and end the answer."""
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await self._response.write_eof(self._last)
+
+    async def keep_alive(self, interval_s: float) -> None:
+        """Break silences, so that the router can tell working from hanging."""
+        while True:
+            self._has_spoken = False
+            await asyncio.sleep(interval_s)
+            if not self._has_spoken:
+                await self._write(pack_frame(FrameKind.ALIVE, b""))
+
+    async def _write(self, frame: bytes) -> None:
+        try:
+            async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                await self._response.write(frame)
+        except TimeoutError as error:
+            raise ConnectionResetError("the router does not read its stream") from error
+
+
+def _unpack(kind: type[_Job], body: bytes) -> tuple[_Job, TokenIds]:
+    """Header and tokens of a parcel, checked."""
+    try:
+        head, payload = unpack_parcel(body)
+        job = kind.model_validate_json(head)
+        width_bytes = job.token_width_bytes  # type: ignore[attr-defined]
+        return job, TokenIds(payload, width_bytes)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MalformedRequest(f"the job's header is wrong at {field!r}", param=field) from error
+    except ValueError as error:
+        raise MalformedRequest(f"not a job: {error}") from error
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal is a `WorkerError`."""
+    try:
+        return await handler(request)
+    except PrfaasError as error:
+        body = WorkerError(code=error.code, message=error.message[:1024])
+        return web.Response(
+            status=error.http_status, body=body.model_dump_json(), content_type="application/json"
+        )
