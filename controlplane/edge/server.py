@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from aiohttp import hdrs, web
 
 from controlplane.config import LimitsConfig
-from controlplane.edge.errors_json import error_body
+from controlplane.edge.errors_json import error_body, error_headers
 from controlplane.edge.requests import ModelFacts, ParsedRequest, parse_request
 from controlplane.edge.sink import StreamSink, WholeSink
 from controlplane.errors import (
@@ -27,6 +27,7 @@ from controlplane.errors import (
     MethodNotAllowed,
     PrfaasError,
     RequestTooLarge,
+    UnknownModel,
     UnknownRoute,
 )
 from controlplane.observe.logs import get_logger
@@ -160,7 +161,7 @@ class EdgeServer:
     async def _show_model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         if name not in self._models():
-            raise UnknownRoute(f"no model {name[:96]!r}; GET /v1/models lists them", param="model")
+            raise UnknownModel(f"no model {name[:96]!r}; GET /v1/models lists them", param="model")
         return web.json_response(_model_card(name))
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
@@ -177,11 +178,16 @@ class EdgeServer:
 
     # --- Reading ------------------------------------------------------------------------------
 
-    async def _expect_continue(self, request: web.Request) -> None:
+    async def _expect_continue(self, request: web.Request) -> web.StreamResponse | None:
         """`Expect: 100-continue`: refuse a body that is too large before it is sent."""
-        self._check_length(request)
+        try:
+            self._check_length(request)
+        except RequestTooLarge as error:
+            # This comes before the middlewares, so nobody else would give it its shape.
+            return _error_response(error, _new_request_id())
         assert request.transport is not None
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
 
     def _check_length(self, request: web.Request) -> None:
         limit = self._limits.body_bytes_max
@@ -221,13 +227,10 @@ class EdgeServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give each request its id, and each failure its shape."""
-        request_id = "req-" + secrets.token_hex(12)
+        request_id = _new_request_id()
         request["request_id"] = request_id
         try:
             answer = await handler(request)
-            if not answer.prepared:
-                answer.headers.setdefault("x-request-id", request_id)
-            return answer
         except PrfaasError as error:
             response = _error_response(error, request_id)
             if not request.content.is_eof():
@@ -250,9 +253,16 @@ class EdgeServer:
         except Exception:  # noqa: BLE001 - the outermost edge: a bug becomes a 500 and a log line
             _log.exception("internal.error", request_id=request_id)
             return _error_response(InternalError(_BUG), request_id)
+        if not answer.prepared:
+            answer.headers.setdefault("x-request-id", request_id)
+        return answer
 
 
 _BUG = "the router failed; its log has the story of this request id"
+
+
+def _new_request_id() -> str:
+    return "req-" + secrets.token_hex(12)
 
 
 def _error_of(flight: Flight) -> PrfaasError:
@@ -265,10 +275,9 @@ def _error_response(
     all_headers = {
         "x-request-id": request_id,
         **(headers or {}),
+        **error_headers(error),
         hdrs.CONTENT_TYPE: "application/json",
     }
-    if error.retry_after_s is not None and error.is_retryable:
-        all_headers[hdrs.RETRY_AFTER] = str(max(1, round(error.retry_after_s)))
     response = web.Response(
         status=error.http_status, body=error_body(error, request_id), headers=all_headers
     )
