@@ -88,7 +88,7 @@ class PrefillService:
         )
         self._jobs[job.request_id] = task
         self._segment_of[job.request_id] = segment
-        task.add_done_callback(lambda _: self._jobs.pop(job.request_id, None))
+        task.add_done_callback(lambda _: self._ended(job.request_id, segment))
         location = self._locate(segment)
         self._publisher.put(location)
         return location
@@ -142,15 +142,17 @@ class PrefillService:
                 f"a prompt has 1 to {spec.context_tokens_max} tokens, this one {len(tokens)}"
             )
 
+    def _ended(self, job_id: str, segment: Segment) -> None:
+        """The writer lets go, also of a job that was cancelled before its first step."""
+        self._jobs.pop(job_id, None)
+        segment.fail(SegmentFailed.code, "the prefill was aborted")
+
     async def _fill(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> None:
         try:
             async with asyncio.timeout(job.deadline_s):
                 report = await self._compute(job, segment, tokens)
         except TimeoutError:
             segment.fail(SegmentFailed.code, "the request's time was over before its prefill")
-        except asyncio.CancelledError:
-            segment.abort("the prefill was aborted")
-            raise
         except ValueError as error:
             segment.fail(SegmentFailed.code, str(error))
             _log.error("prefill.failed", request_id=job.request_id, cause=type(error).__name__)
