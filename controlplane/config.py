@@ -144,7 +144,7 @@ class ModelConfig(Section):
     layers: Annotated[int, Field(ge=4, le=8, multiple_of=4)] = 8
     context_tokens_max: Annotated[int, Field(ge=128, le=131_072)] = 16_384
     #: Tokens of KV a prefix cache holds per worker.
-    cache_tokens_max: Annotated[int, Field(ge=0, le=1 << 24)] = 65_536
+    cache_tokens_max: Annotated[int, Field(ge=0, le=1 << 22)] = 65_536
     decode_slots: Annotated[int, Field(ge=1, le=64)] = 8
     #: Requests a worker takes beyond those it runs.
     queue_requests_max: Annotated[int, Field(ge=1, le=10_000)] = 64

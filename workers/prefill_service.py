@@ -137,9 +137,9 @@ class PrefillService:
             raise WorkerRefused("a job of this id is running already")
         if len(self._jobs) >= self._requests_max:
             raise WorkerRefused(f"{len(self._jobs)} jobs are waiting or running, the limit")
-        if not 1 <= len(tokens) <= spec.context_tokens_max:
+        if not 1 <= len(tokens) < spec.context_tokens_max:
             raise MalformedRequest(
-                f"a prompt has 1 to {spec.context_tokens_max} tokens, this one {len(tokens)}"
+                f"a prompt has 1 to {spec.context_tokens_max - 1} tokens, this one {len(tokens)}"
             )
 
     def _ended(self, job_id: str, segment: Segment) -> None:

@@ -1,0 +1,191 @@
+"""The reference engine: a small hybrid model that does all a worker can ask of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from controlplane.config import ModelConfig
+from controlplane.domain.prefix import BlockHash, InventoryDelta
+from controlplane.domain.tokens import TokenIds
+from controlplane.wire import KvGroup, Load, Profile, Sampling
+from workers.engine import EngineCounters, EngineSpec, KvImport, TokenOut
+from workers.engines.reference.cache import PrefixCache
+from workers.engines.reference.decode import DecodeBatch
+from workers.engines.reference.dims import Dims, Ints
+from workers.engines.reference.meter import Meter
+from workers.engines.reference.model import Model
+from workers.engines.reference.prefill import ReferencePrefill
+from workers.engines.reference.scheduler import Scheduler
+from workers.engines.reference.sequence import ImportedSequence
+from workers.engines.reference.stream import Stream
+from workers.engines.reference.weights import fingerprint_of, make_weights
+
+
+class ReferenceEngine:
+    """
+    An `Engine`. Prefill and decode may run in one instance; which it does is the worker's choice.
+
+    Making one draws the weights and measures a few steps: about a tenth of a second, before any
+    event loop needs it. Its methods are called on one event loop.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        dims = Dims(layers=config.layers)
+        weights = make_weights(dims, config.seed)
+        self._spec = EngineSpec(
+            model=config.name,
+            fingerprint=fingerprint_of(dims, weights, name=config.name, seed=config.seed),
+            vocabulary_size=dims.vocabulary,
+            block_tokens=dims.block_tokens,
+            context_tokens_max=config.context_tokens_max,
+            decode_slots=config.decode_slots,
+            groups=(
+                KvGroup(
+                    name="attention", bytes_per_token=dims.attention_bytes_per_token, fixed_bytes=0
+                ),
+                KvGroup(name="state", bytes_per_token=0, fixed_bytes=dims.state_bytes),
+            ),
+        )
+        self._model = Model(dims, weights, context_tokens_max=config.context_tokens_max)
+        self._cache = PrefixCache(
+            block_tokens=dims.block_tokens, tokens_max=config.cache_tokens_max
+        )
+        self._meter = Meter(self._model)
+        self._scheduler = Scheduler(
+            DecodeBatch(self._model, slots=config.decode_slots),
+            self._meter,
+            slots=config.decode_slots,
+        )
+        #: Imports that are not closed, decoding ones included.
+        self._sequences: set[ImportedSequence] = set()
+
+    def __repr__(self) -> str:
+        return f"<ReferenceEngine {self._spec.model} {self._cache!r} {self._scheduler!r}>"
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it is."""
+        return self._spec
+
+    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> ReferencePrefill:
+        """
+        Queue the prefill of all of `tokens`; see the contract.
+
+        Raises:
+            ValueError: Unknown tokens, more than the context, or hashes of other tokens.
+            RuntimeError: The engine is closed.
+        """
+        ids = self._check(tokens, hashes)
+        job = ReferencePrefill(
+            self._model, self._cache, self._meter, ids, hashes, self._scheduler.drop_prefill
+        )
+        self._scheduler.add_prefill(job)
+        return job
+
+    def begin_import(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> ImportedSequence:
+        """
+        Open a sequence whose KV for `tokens` will be written; see the contract.
+
+        Raises:
+            ValueError: Unknown tokens, more than the context, or hashes of other tokens.
+            RuntimeError: The engine is closed.
+        """
+        self._check(tokens, hashes)
+        sequence = ImportedSequence(
+            self._model.dims, self._cache, tokens, hashes, self._forget_sequence
+        )
+        self._sequences.add(sequence)
+        return sequence
+
+    def decode(self, sequence: KvImport, tokens: TokenIds, sampling: Sampling) -> Stream[TokenOut]:
+        """
+        Compute the last prompt token and then output tokens; see the contract.
+
+        Raises:
+            ValueError: Not a complete sequence of this engine for this prompt, or a prompt that
+                leaves no room for output. The sequence stays the caller's.
+        """
+        if not isinstance(sequence, ImportedSequence) or sequence not in self._sequences:
+            raise ValueError("this sequence was not opened here, or is closed")
+        self._check_vocabulary(self._ids(tokens))
+        sequence.start(tokens, sampling, context_tokens_max=self._spec.context_tokens_max)
+        self._scheduler.add_sequence(sequence)
+        return sequence.output()
+
+    def take_inventory_delta(self, *, is_full: bool) -> InventoryDelta:
+        """Changes of the prefix cache since the last call, or all of it."""
+        return self._cache.take_delta(is_full=is_full)
+
+    def load(self) -> Load:
+        """What it has to do now."""
+        scheduler = self._scheduler
+        prefills = scheduler.prefills
+        running = sum(job.is_running for job in prefills) + len(scheduler.running)
+        held = sum(job.held_bytes for job in prefills)
+        held += sum(sequence.held_bytes for sequence in self._sequences)
+        return Load(
+            queue_requests=len(prefills) + len(scheduler.waiting) + len(scheduler.running),
+            queue_tokens=sum(job.tokens_left for job in prefills),
+            running=running,
+            kv_bytes=self._cache.held_bytes + held,
+        )
+
+    def profile(self) -> Profile:
+        """Measured times and sizes."""
+        return self._meter.profile()
+
+    def counters(self) -> EngineCounters:
+        """Totals since the start."""
+        return self._meter.counters()
+
+    def check_integrity(self) -> None:
+        """
+        Assert that everything that is held is held by something open, and the other way round.
+
+        Raises:
+            AssertionError: It is not.
+        """
+        self._cache.check_integrity()
+        scheduler = self._scheduler
+        scheduler.check_integrity()
+        leases = {job.lease for job in scheduler.prefills if job.lease is not None}
+        leases |= {sequence.lease for sequence in self._sequences}
+        assert leases == self._cache.leases, "a lease without an owner, or an owner without one"
+        decoding = {*scheduler.waiting, *scheduler.running}
+        assert decoding <= self._sequences, "a sequence decodes that is not open"
+
+    async def close(self) -> None:
+        """Stop the compute thread; open iterators end. Idempotent."""
+        await self._scheduler.close()
+        for job in self._scheduler.prefills:
+            job.close()
+        for sequence in tuple(self._sequences):
+            sequence.close()
+
+    def _forget_sequence(self, sequence: ImportedSequence) -> None:
+        self._sequences.remove(sequence)
+        self._scheduler.drop_sequence(sequence)
+
+    def _check(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> Ints:
+        if self._scheduler.is_closing:
+            raise RuntimeError("the engine is closed")
+        if len(tokens) >= self._spec.context_tokens_max:
+            raise ValueError(
+                f"{len(tokens)} tokens and one more do not fit a context of "
+                f"{self._spec.context_tokens_max}"
+            )
+        blocks = len(tokens) // self._spec.block_tokens
+        if len(hashes) != blocks:
+            raise ValueError(f"{len(hashes)} hashes for {blocks} full blocks")
+        ids = self._ids(tokens)
+        self._check_vocabulary(ids)
+        return ids
+
+    def _ids(self, tokens: TokenIds) -> Ints:
+        return np.frombuffer(tokens.data, dtype=f"<u{tokens.width_bytes}").astype(np.int64)
+
+    def _check_vocabulary(self, ids: Ints) -> None:
+        if ids.size and ids.max() >= self._spec.vocabulary_size:
+            raise ValueError(f"token {ids.max()} is not in {self._spec.vocabulary_size}")

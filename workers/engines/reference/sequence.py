@@ -1,0 +1,198 @@
+"""A sequence at the decode side: being filled, waiting for a slot, decoding, closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from controlplane.domain.byte_tokenizer import END_OF_TURN
+from controlplane.domain.prefix import BlockHash
+from controlplane.domain.tokens import TokenIds
+from controlplane.wire import Sampling
+from workers.engine import KvPiece, TokenOut
+from workers.engines.reference.cache import Lease, PrefixCache
+from workers.engines.reference.decode import DecodeRow
+from workers.engines.reference.dims import Dims
+from workers.engines.reference.stream import Feed, Stream
+
+
+class ImportedSequence:
+    """A `KvImport`. Used on the event loop's thread alone."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        cache: PrefixCache,
+        tokens: TokenIds,
+        hashes: Sequence[BlockHash],
+        on_close: Callable[[ImportedSequence], None],
+    ) -> None:
+        self._dims = dims
+        self._tokens = tokens
+        self._on_close = on_close
+        self._lease = cache.lease(hashes)
+        self._held_tokens = len(self._lease.hashes) * dims.block_tokens
+        #: Attention pieces by block; those the cache had are there from the start.
+        self._blocks: dict[int, bytes] = dict(enumerate(self._lease.attention))
+        self._state: bytes | None = None
+        self._feed: Feed[TokenOut] | None = None
+        self._row: DecodeRow | None = None
+        self._output_tokens = 0
+        self._output_tokens_max = 0
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "decoding" if self._row else "filling"
+        return f"<ImportedSequence {state}, {len(self._tokens)} tokens>"
+
+    # --- KvImport -----------------------------------------------------------------------------
+
+    @property
+    def held_tokens(self) -> int:
+        """Leading tokens whose attention KV is already here: a multiple of the block size."""
+        return self._held_tokens
+
+    def write(self, piece: KvPiece) -> None:
+        """
+        Take one piece. Each must come once; the order is free.
+
+        Raises:
+            ValueError: Wrong size, out of range, or not expected.
+        """
+        if self._is_closed or self._row is not None:
+            raise ValueError("this sequence takes no more KV: it is decoding or closed")
+        if piece.group == "state":
+            self._write_state(piece)
+        else:
+            self._write_attention(piece)
+
+    def close(self) -> None:
+        """Give everything back. Idempotent; a sequence that is decoding is stopped first."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._feed is not None:
+            self._feed.end()
+        self._row = None
+        self._state = None
+        self._blocks.clear()
+        self._lease.release()
+        self._on_close(self)
+
+    # --- For the engine and the scheduler -----------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """It holds nothing any more."""
+        return self._is_closed
+
+    @property
+    def lease(self) -> Lease:
+        """What it holds of the cache."""
+        return self._lease
+
+    @property
+    def row(self) -> DecodeRow:
+        """What the batch computes."""
+        assert self._row is not None, "the sequence is decoding"
+        return self._row
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in it that are not the cache's."""
+        dims = self._dims
+        if self._row is not None:
+            tokens = len(self._tokens) + self._output_tokens
+            return tokens * dims.attention_bytes_per_token + dims.state_bytes
+        held_blocks = self._held_tokens // dims.block_tokens
+        written = (data for block, data in self._blocks.items() if block >= held_blocks)
+        return sum(map(len, written)) + len(self._state or b"")
+
+    def start(self, prompt: TokenIds, sampling: Sampling, *, context_tokens_max: int) -> None:
+        """
+        Make it ready for the batch. The blocks that have a hash go to the cache.
+
+        Raises:
+            ValueError: Not complete, started before, closed, or not the KV of this prompt.
+        """
+        count = len(self._tokens)
+        if self._is_closed or self._row is not None:
+            raise ValueError("this sequence is decoding already, or closed")
+        if len(prompt) != count + 1 or prompt.head(count) != self._tokens:
+            raise ValueError(f"the KV of {count} tokens is not that of all but the last prompt one")
+        if len(prompt) >= context_tokens_max:
+            raise ValueError(f"{len(prompt)} tokens leave no output in {context_tokens_max}")
+        blocks = -(-count // self._dims.block_tokens)
+        if self._state is None or len(self._blocks) != blocks:
+            raise ValueError(
+                f"KV is missing: {len(self._blocks)} of {blocks} attention pieces, "
+                f"{'the' if self._state else 'no'} state"
+            )
+        attention = [self._blocks[block] for block in range(blocks)]
+        for number, data in enumerate(attention, start=1):
+            self._lease.offer(number, data)
+        self._output_tokens_max = min(sampling.output_tokens_max, context_tokens_max - len(prompt))
+        self._row = DecodeRow(
+            self._dims,
+            token=int.from_bytes(prompt.data[-prompt.width_bytes :], "little"),
+            position=count,
+            capacity=len(prompt) + self._output_tokens_max,
+            attention=attention,
+            state=self._state,
+            sampling=sampling,
+        )
+        self._blocks.clear()
+        self._state = None
+        self._feed = Feed()
+
+    def output(self) -> Stream[TokenOut]:
+        """The reader's end of the output, once started."""
+        assert self._feed is not None, "the sequence is decoding"
+        return Stream(self._feed, self.close, asyncio.get_running_loop())
+
+    def deliver(self, token: int) -> bool:
+        """Put a drawn token out; the last one closes. False when nobody is there any more."""
+        if self._is_closed or self._feed is None:
+            return False
+        self._output_tokens += 1
+        if token == END_OF_TURN:
+            self._feed.put(TokenOut(token=token, finish_reason="stop"))
+            self.close()
+        elif self._output_tokens == self._output_tokens_max:
+            self._feed.put(TokenOut(token=token, finish_reason="length"))
+            self.close()
+        else:
+            self._feed.put(TokenOut(token=token))
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Let the reader know and give everything back."""
+        if self._feed is not None:
+            self._feed.end(error)
+        self.close()
+
+    def _write_state(self, piece: KvPiece) -> None:
+        count = len(self._tokens)
+        if piece.token_start != count or piece.token_end != count:
+            raise ValueError(
+                f"state at {piece.token_start}..{piece.token_end}, expected it at {count}"
+            )
+        if len(piece.data) != self._dims.state_bytes:
+            raise ValueError(f"{len(piece.data)} bytes of state, expected {self._dims.state_bytes}")
+        if self._state is not None:
+            raise ValueError("the state is there already")
+        self._state = piece.data
+
+    def _write_attention(self, piece: KvPiece) -> None:
+        size = self._dims.block_tokens
+        block, rest = divmod(piece.token_start, size)
+        end = min(piece.token_start + size, len(self._tokens))
+        span = f"attention of tokens {piece.token_start}..{piece.token_end}"
+        if rest or not 0 <= piece.token_start < end or piece.token_end != end:
+            raise ValueError(f"{span} is no block of a segment of {len(self._tokens)} tokens")
+        expected = (end - piece.token_start) * self._dims.attention_bytes_per_token
+        if len(piece.data) != expected:
+            raise ValueError(f"{span} has {len(piece.data)} bytes, expected {expected}")
+        if block in self._blocks:
+            raise ValueError(f"{span} is there already")
+        self._blocks[block] = piece.data
