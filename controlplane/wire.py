@@ -34,6 +34,11 @@ Name: TypeAlias = Annotated[
     str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._/:-]+$")
 ]
 
+#: A directed link between two datacenters: "east>west".
+LinkId: TypeAlias = Annotated[
+    str, Field(max_length=257, pattern=r"^[A-Za-z0-9._/:-]+>[A-Za-z0-9._/:-]+$")
+]
+
 
 class Message(BaseModel):
     """Base of all messages: immutable, versioned, tolerant of fields from the future."""
@@ -192,8 +197,8 @@ class Reservation(Message):
     decode_worker: Name
     decode_incarnation: Name
     decode_requests_max: Count
-    #: "east>west", or None when both are in one datacenter.
-    link: Name | None = None
+    #: None when both are in one datacenter.
+    link: LinkId | None = None
     #: Bytes expected on the link.
     link_bytes: Count = 0
 

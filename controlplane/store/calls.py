@@ -1,0 +1,159 @@
+"""How the store asks Redis: under a deadline, through a breaker, with the project's own errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from controlplane.config import StoreConfig
+from controlplane.errors import StoreTimeout, StoreUnavailable
+from controlplane.store.breaker import Breaker
+from controlplane.store.connections import Connections, Reply, connection_factory, deadline
+from controlplane.store.scripts import Command
+
+
+class Calls:
+    """Two sets of connections behind one breaker: for calls, and for reads that wait."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        config: StoreConfig,
+        client_name: str,
+        clock: Callable[[], float],
+        rng: Random,
+    ) -> None:
+        """
+        Connect to nothing yet.
+
+        Args:
+            url: See `connection_factory`.
+            config: Deadlines and bounds.
+            client_name: Shown by `CLIENT LIST`.
+            clock: Monotonic seconds, for the breaker.
+            rng: Jitter of the breaker's probes.
+
+        Raises:
+            ConfigError: The URL is not usable.
+        """
+        make = connection_factory(
+            url, connect_timeout_s=config.slow_call_timeout_s, client_name=client_name
+        )
+        self._connections = Connections(make, limit=config.connections_max)
+        # Apart, because a read that waits holds its connection for as long.
+        self._waiting = Connections(make, limit=config.connections_max)
+        self._slow_s = config.slow_call_timeout_s
+        self._is_closed = False
+        self.breaker = Breaker(
+            failures_max=config.breaker_failures,
+            probe_s=config.breaker_probe_s,
+            clock=clock,
+            rng=rng,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Calls {self.breaker!r} calling {self._connections!r} waiting {self._waiting!r}>"
+
+    async def ask(
+        self, what: str, commands: Sequence[Command], *, timeout_s: float | None = None
+    ) -> list[Reply]:
+        """
+        One round trip.
+
+        Args:
+            what: Name of the operation, for messages.
+            commands: At least one.
+            timeout_s: Seconds for all of it, connecting included; None for a slow call's.
+
+        Returns:
+            A reply for each command; an error where a key has a wrong type.
+
+        Raises:
+            StoreTimeout: No answer in time.
+            StoreUnavailable: No connection, closed, the breaker is open, or the server refused:
+                out of memory, read-only, no permission, ...
+        """
+        async with self._guard(what, self._slow_s if timeout_s is None else timeout_s):
+            replies = await self._connections.exchange(commands)
+        return [reply if _is_wrong_type(reply) else _accepted(what, reply) for reply in replies]
+
+    async def ask_one(
+        self, what: str, command: Command, *, timeout_s: float | None = None
+    ) -> Reply:
+        """
+        One command that must not fail for its key's type either.
+
+        Raises:
+            StoreTimeout: No answer in time.
+            StoreUnavailable: As `ask`.
+        """
+        (reply,) = await self.ask(what, (command,), timeout_s=timeout_s)
+        return _accepted(what, reply)
+
+    async def ask_all(
+        self, what: str, commands: Sequence[Command], *, timeout_s: float | None = None
+    ) -> list[Reply]:
+        """As `ask_one`, for many commands in one round trip; all are tried."""
+        replies = await self.ask(what, commands, timeout_s=timeout_s)
+        return [_accepted(what, reply) for reply in replies]
+
+    async def wait(self, what: str, command: Command, *, wait_s: float) -> Reply:
+        """
+        One command that may wait at the server for `wait_s` seconds.
+
+        Raises:
+            StoreTimeout: No answer within `wait_s` and a slow call's time.
+            StoreUnavailable: As `ask`.
+        """
+        async with self._guard(what, wait_s + self._slow_s):
+            (reply,) = await self._waiting.exchange((command,))
+        return reply if _is_wrong_type(reply) else _accepted(what, reply)
+
+    async def close(self) -> None:
+        """Close all connections; calls in flight fail."""
+        self._is_closed = True
+        await self._connections.close()
+        await self._waiting.close()
+
+    @asynccontextmanager
+    async def _guard(self, what: str, timeout_s: float) -> AsyncIterator[None]:
+        if self._is_closed:
+            raise StoreUnavailable(f"{what}: this store was closed")
+        if not self.breaker.allows():
+            raise StoreUnavailable(
+                f"{what}: the store did not answer before; it is asked again in "
+                f"{self.breaker.probe_in_s:.1f} s",
+                retry_after_s=self.breaker.probe_in_s,
+            )
+        try:
+            async with deadline(timeout_s):
+                yield
+        except (TimeoutError, RedisTimeoutError) as error:
+            self.breaker.failed()
+            raise StoreTimeout(
+                f"{what}: the store did not answer within {timeout_s * 1000:.0f} ms"
+            ) from error
+        except (RedisError, OSError) as error:
+            self.breaker.failed()
+            # The cause names hosts; the message goes to clients and must not.
+            raise StoreUnavailable(
+                f"{what}: no connection to the store ({type(error).__name__})"
+            ) from error
+        else:
+            self.breaker.succeeded()
+
+
+def _is_wrong_type(reply: Reply) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")
+
+
+def _accepted(what: str, reply: Reply) -> Reply:
+    if isinstance(reply, ResponseError):
+        code = reply.status_code or str(reply).partition(" ")[0]
+        raise StoreUnavailable(f"{what}: the store refused ({code})") from reply
+    return reply

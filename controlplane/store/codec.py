@@ -1,0 +1,197 @@
+"""What comes out of the store, decoded; garbage counts as absent and never as an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from pydantic import ValidationError
+
+from controlplane.errors import MalformedRequest
+from controlplane.store.api import Cursor, StoreEvent, WorkerLeft, WorkerSeen
+from controlplane.store.keys import INVENTORY_COMPLETE, amount_of
+from controlplane.wire import Inventory, KvLocation, ReserveReply, WorkerBeat
+
+#: Stream id and fields of one entry.
+Entry: TypeAlias = tuple[str, dict[bytes, bytes]]
+
+#: A cursor before the first entry of any stream.
+FIRST: Final = "0-0"
+
+_CURSOR = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+
+
+def check_cursor(cursor: Cursor) -> None:
+    """
+    Refuse what no store gave out.
+
+    Raises:
+        MalformedRequest: Not a cursor.
+    """
+    if not _CURSOR.fullmatch(cursor):
+        raise MalformedRequest("a cursor is what an earlier answer gave, unchanged", param="cursor")
+
+
+class Decoder:
+    """
+    Decodes replies and counts what could not be decoded.
+
+    A reply that is an error stands for a key of a wrong type, one that is None for an absent key.
+    """
+
+    def __init__(self) -> None:
+        #: Values that were not what they should be, and keys that scripts had to repair.
+        self.errors_total = 0
+
+    def numbers(self, reply: object) -> list[int]:
+        """What a script returned but for its last number, the keys it had to repair."""
+        *numbers, repaired = [item for item in self.items(reply) if isinstance(item, int)]
+        self.errors_total += repaired
+        return numbers
+
+    def reserve_reply(self, reply: object) -> ReserveReply:
+        """What `reserve.lua` returned."""
+        refused_by, *counts = self.items(reply)
+        tokens, requests, decode_requests, link_bytes = self.numbers(counts)
+        return ReserveReply.model_validate(
+            {
+                "refused_by": self.text(refused_by) or None,
+                "prefill_reserved_tokens": tokens,
+                "prefill_reserved_requests": requests,
+                "decode_reserved_requests": decode_requests,
+                "link_reserved_bytes": link_bytes,
+            }
+        )
+
+    def items(self, reply: object) -> list[object]:
+        """A list; empty if the key is absent or of a wrong type."""
+        if isinstance(reply, list):
+            return reply
+        self.errors_total += reply is not None
+        return []
+
+    def pairs(self, reply: object) -> list[tuple[bytes, bytes]]:
+        """A flat list of names and values, as hashes and scored members come."""
+        flat = [item for item in self.items(reply) if isinstance(item, bytes)]
+        return list(zip(flat[::2], flat[1::2], strict=False))
+
+    def text(self, raw: object) -> str | None:
+        """UTF-8 text."""
+        if isinstance(raw, bytes):
+            try:
+                return raw.decode()
+            except UnicodeDecodeError:
+                pass
+        self.errors_total += raw is not None
+        return None
+
+    def cursor(self, raw: object) -> Cursor | None:
+        """The id of a stream's entry."""
+        text = self.text(raw)
+        if text is None or _CURSOR.fullmatch(text):
+            return text
+        self.errors_total += 1
+        return None
+
+    def milliseconds(self, reply: object) -> int:
+        """The server's clock, from TIME."""
+        seconds, microseconds = (int(part) for part in self.items(reply) if isinstance(part, bytes))
+        return seconds * 1000 + microseconds // 1000
+
+    def live_members(self, reply: object, now_ms: int) -> list[str]:
+        """Members of a zset scored by expiry that are not over, sorted."""
+        names = [self.text(name) for name, score in self.pairs(reply) if float(score) > now_ms]
+        return sorted(name for name in names if name is not None)
+
+    def amounts(self, reply: object) -> list[int]:
+        """What the members of a reservation zset stand for: tokens, or bytes."""
+        members = [item for item in self.items(reply) if isinstance(item, bytes)]
+        amounts = [amount for member in members if (amount := amount_of(member)) is not None]
+        self.errors_total += len(members) - len(amounts)
+        return amounts
+
+    def beat(self, raw: object, worker_id: str, inventory: object) -> WorkerBeat | None:
+        """A worker of the snapshot, its inventory in full."""
+        stored = self._stored(inventory)
+        if isinstance(raw, bytes):
+            try:
+                beat = WorkerBeat.model_validate_json(raw)
+                full = Inventory.model_validate({"is_full": True, "stored": stored})
+            except ValidationError:
+                pass
+            else:
+                if beat.worker_id == worker_id:
+                    return beat.model_copy(update={"inventory": full})
+        # None: it expired since the index was read.
+        self.errors_total += raw is not None
+        return None
+
+    def _stored(self, reply: object) -> dict[str, str]:
+        pairs = dict(self.pairs(reply))
+        pairs.pop(INVENTORY_COMPLETE, None)
+        stored = {
+            block.decode(): what.decode()
+            for block, what in pairs.items()
+            if what in {b"a", b"s", b"as"} and _is_hex(block)
+        }
+        self.errors_total += len(pairs) - len(stored)
+        return stored
+
+    def location(self, raw: object) -> KvLocation | None:
+        """A KV location."""
+        if isinstance(raw, bytes):
+            try:
+                return KvLocation.model_validate_json(raw)
+            except ValidationError:
+                pass
+        self.errors_total += raw is not None
+        return None
+
+    def entries(self, reply: object) -> list[Entry]:
+        """Entries of a stream."""
+        entries: list[Entry] = []
+        for item in self.items(reply):
+            match item:
+                case [bytes() as entry_id, list() as flat]:
+                    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+                    entries.append((entry_id.decode(), fields))
+                case _:
+                    self.errors_total += 1
+        return entries
+
+    def field(self, fields: Mapping[bytes, bytes], name: bytes) -> bytes | None:
+        """One field of an entry that must have it."""
+        value = fields.get(name)
+        self.errors_total += value is None
+        return value
+
+    def event(self, fields: Mapping[bytes, bytes]) -> StoreEvent | None:
+        """One entry of the event stream."""
+        try:
+            match fields:
+                case {b"beat": raw, b"inventory": change}:
+                    inventory = Inventory.model_validate_json(change)
+                    # Raises for a block that is not hexadecimal, before a router meets it.
+                    inventory.to_delta()
+                    beat = WorkerBeat.model_validate_json(raw)
+                    return WorkerSeen(beat.model_copy(update={"inventory": inventory}))
+                case {b"beat": raw}:
+                    return WorkerSeen(WorkerBeat.model_validate_json(raw))
+                case {b"left": worker_id, b"incarnation": incarnation}:
+                    return WorkerLeft(worker_id.decode(), incarnation.decode())
+                case _:
+                    pass
+        except ValueError:
+            # A ValidationError and a UnicodeDecodeError are ValueErrors too.
+            pass
+        self.errors_total += 1
+        return None
+
+
+def _is_hex(block: bytes) -> bool:
+    try:
+        bytes.fromhex(block.decode())
+    except ValueError:
+        return False
+    return True

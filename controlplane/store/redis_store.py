@@ -1,0 +1,244 @@
+"""`StateStore` on Redis: one script and one round trip for each write, a deadline for every call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Self
+
+from controlplane.config import StoreConfig
+from controlplane.store import commands, reads
+from controlplane.store.api import (
+    BudgetGrant,
+    Cursor,
+    StoredDecision,
+    StoreEvent,
+    StoreSnapshot,
+)
+from controlplane.store.breaker import Breaker
+from controlplane.store.budget import check_budget
+from controlplane.store.calls import Calls
+from controlplane.store.codec import Decoder, check_cursor
+from controlplane.store.keys import Keys
+from controlplane.store.scripts import Command
+from controlplane.wire import BeatReply, KvLocation, Reservation, ReserveReply, WorkerBeat
+
+
+class RedisStore:
+    """
+    Shared soft state in Redis or Valkey, 6.2 or later.
+
+    `reserve` and `take_link_budget` are on the request path and bounded by
+    `StoreConfig.call_timeout_s`, everything else by `slow_call_timeout_s`; nothing is retried.
+    Every method raises `StoreTimeout` or `StoreUnavailable` as the contract says.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        fleet: str,
+        config: StoreConfig,
+        client_name: str = "prfaas",
+        clock: Callable[[], float] = time.monotonic,
+        rng: Random | None = None,
+    ) -> None:
+        """
+        A store that connects with its first call.
+
+        Args:
+            url: `redis://`, `rediss://` or `unix://`.
+            fleet: Name of the fleet, `FleetConfig.name`.
+            config: Deadlines and bounds.
+            client_name: Shown by `CLIENT LIST`; no blanks.
+            clock: Monotonic seconds, for the breaker.
+            rng: Jitter of the breaker's probes; seeded by the system if None.
+
+        Raises:
+            ConfigError: The URL is not usable.
+            ValueError: Not a fleet name.
+        """
+        self._keys = Keys(fleet)
+        self._config = config
+        self._decoder = Decoder()
+        self._calls = Calls(
+            url, config=config, client_name=client_name, clock=clock, rng=rng or Random()
+        )
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, fleet: str, config: StoreConfig, client_name: str = "prfaas"
+    ) -> Self:
+        """
+        A store that has answered once.
+
+        Raises:
+            ConfigError: The URL is not usable.
+            StoreTimeout: No answer in time.
+            StoreUnavailable: No connection.
+        """
+        store = cls(url, fleet=fleet, config=config, client_name=client_name)
+        try:
+            await store.ping()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._keys.prefix} {self._calls!r}>"
+
+    @property
+    def breaker(self) -> Breaker:
+        """The circuit breaker all calls go through."""
+        return self._calls.breaker
+
+    @property
+    def decode_errors_total(self) -> int:
+        """Values found in the store that were garbage: skipped, or their key repaired."""
+        return self._decoder.errors_total
+
+    async def ping(self) -> float:
+        """Seconds of one round trip."""
+        started_s = time.monotonic()
+        await self._calls.ask_one("ping", ("PING",))
+        return time.monotonic() - started_s
+
+    # --- Workers ------------------------------------------------------------------------------
+
+    async def heartbeat(self, beat: WorkerBeat, *, ttl_s: float) -> BeatReply:
+        """Register or refresh a worker; see `heartbeat.lua`."""
+        command = commands.heartbeat(
+            self._keys, beat, ttl_s=ttl_s, events_max=self._config.events_max
+        )
+        (wants_full,) = await self._run("heartbeat", command)
+        return BeatReply(wants_full_inventory=bool(wants_full))
+
+    async def deregister(self, worker_id: str, incarnation: str) -> None:
+        """Remove a worker; see `deregister.lua`."""
+        command = commands.deregister(
+            self._keys, worker_id, incarnation, events_max=self._config.events_max
+        )
+        await self._run("deregister", command)
+
+    # --- What routers see ---------------------------------------------------------------------
+
+    async def snapshot(self) -> StoreSnapshot:
+        """The whole picture, in two round trips; the cursor is taken in the first, before it."""
+        return await reads.snapshot(self._calls, self._keys, self._decoder)
+
+    async def events(self, cursor: Cursor, *, wait_s: float) -> tuple[Cursor, Sequence[StoreEvent]]:
+        """
+        Events after the cursor, in the order the store took them, waiting for the first one.
+
+        Nothing is left out as long as the reader is at most `StoreConfig.events_max` events
+        behind and the stream was not lost (flush, failover); what was trimmed or lost is not
+        reported. So a router takes a snapshot at times, and one whenever this call failed. A
+        worker that stops without a goodbye makes no event either.
+
+        Raises:
+            MalformedRequest: Not a cursor.
+        """
+        check_cursor(cursor)
+        return await reads.events(self._calls, self._keys, self._decoder, cursor, wait_s=wait_s)
+
+    # --- Reservations -------------------------------------------------------------------------
+
+    async def reserve(self, reservation: Reservation) -> ReserveReply:
+        """Claim capacity, all or nothing; see `reserve.lua`."""
+        reply = await self._calls.ask_one(
+            "reserve",
+            commands.reserve(self._keys, reservation),
+            timeout_s=self._config.call_timeout_s,
+        )
+        return self._decoder.reserve_reply(reply)
+
+    async def finish(self, finished: Sequence[tuple[Reservation | None, str, bytes]]) -> None:
+        """Release and record, in one round trip; see `finish.lua`."""
+        if not finished:
+            return
+        batch = [
+            commands.finish(
+                self._keys,
+                reservation,
+                decision_id,
+                record,
+                decisions_max=self._config.decisions_max,
+            )
+            for reservation, decision_id, record in finished
+        ]
+        for reply in await self._calls.ask_all("finish", batch):
+            self._decoder.numbers(reply)
+
+    async def release(self, reservation: Reservation) -> None:
+        """Release one reservation; see `release.lua`."""
+        await self._run("release", commands.release(self._keys, reservation))
+
+    async def take_link_budget(
+        self, link: str, *, want_bytes: int, rate_bytes_per_s: float, burst_bytes: int
+    ) -> BudgetGrant:
+        """
+        Take from a link's bucket; see `link_budget.lua`.
+
+        Raises:
+            ValueError: See `check_budget`.
+        """
+        check_budget(
+            want_bytes=want_bytes, rate_bytes_per_s=rate_bytes_per_s, burst_bytes=burst_bytes
+        )
+        command = commands.take_link_budget(
+            self._keys,
+            link,
+            want_bytes=want_bytes,
+            rate_bytes_per_s=rate_bytes_per_s,
+            burst_bytes=burst_bytes,
+        )
+        granted, wait_us = await self._run(
+            "take_link_budget", command, timeout_s=self._config.call_timeout_s
+        )
+        return BudgetGrant(granted_bytes=granted, retry_after_s=wait_us / 1e6)
+
+    # --- KV locations and decision records ----------------------------------------------------
+
+    async def put_segment(self, location: KvLocation) -> None:
+        """Publish or renew a KV location; see `put_segment.lua`."""
+        await self._run("put_segment", commands.put_segment(self._keys, location))
+
+    async def drop_segment(self, segment_id: str) -> None:
+        """Withdraw a KV location; see `drop_segment.lua`."""
+        await self._run("drop_segment", commands.drop_segment(self._keys, segment_id))
+
+    async def segments(self, *, count: int) -> Sequence[KvLocation]:
+        """Up to `count` live KV locations, those with the longest lease left first."""
+        return await reads.segments(self._calls, self._keys, self._decoder, count=count)
+
+    async def decisions(
+        self, *, count: int, before: Cursor | None = None
+    ) -> Sequence[StoredDecision]:
+        """
+        The newest decision records, newest first; older than `before` if given.
+
+        Raises:
+            MalformedRequest: `before` is not a cursor.
+        """
+        if before is not None:
+            check_cursor(before)
+        return await reads.decisions(
+            self._calls, self._keys, self._decoder, count=count, before=before
+        )
+
+    async def decision(self, decision_id: str) -> StoredDecision | None:
+        """One decision record, while it is among the newest `StoreConfig.decisions_max`."""
+        return await reads.decision(self._calls, self._keys, self._decoder, decision_id)
+
+    async def close(self) -> None:
+        """Close connections; later calls raise `StoreUnavailable`."""
+        await self._calls.close()
+
+    async def _run(
+        self, what: str, command: Command, *, timeout_s: float | None = None
+    ) -> list[int]:
+        """Run a script and count what it had to repair."""
+        reply = await self._calls.ask_one(what, command, timeout_s=timeout_s)
+        return self._decoder.numbers(reply)
