@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -55,7 +55,6 @@ async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[Run
     Raises:
         ConfigError: The policy or its parameters are wrong, or a port is taken.
     """
-    loop = asyncio.get_running_loop()
     router_id = f"{fleet.router.datacenter}/router-{secrets.token_hex(4)}"
     try:
         policy = load_policy(fleet.router.policy, fleet.router.policy_parameters)
@@ -66,7 +65,7 @@ async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[Run
         links=fleet.links,
         ttl_s=fleet.heartbeat.ttl_s,
         suspect_s=fleet.limits.suspect_s,
-        clock=loop.time,
+        clock=time.monotonic,
     )
     metrics = RouterMetrics()
     recorder = Recorder(
@@ -89,11 +88,11 @@ async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[Run
             metrics=metrics,
             policy=policy,
             policy_parameters=fleet.router.policy_parameters,
-            clock=loop.time,
+            clock=time.monotonic,
             seeds=Random(secrets.randbits(64)),
         )
         dispatcher = Dispatcher(services)
-        feed = ViewFeed(store, tracker, loop.time)
+        feed = ViewFeed(store, tracker, time.monotonic)
         edge = EdgeServer(
             dispatcher,
             limits=fleet.limits,

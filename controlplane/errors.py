@@ -7,6 +7,7 @@ PrfaasError                  code                    status  retryable
 │   ├── UnsupportedParameter unsupported_parameter   400
 │   ├── ContextTooLong       context_length_exceeded 400
 │   ├── UnknownModel         unknown_model           404
+│   ├── UnknownDecision      unknown_decision        404
 │   ├── UnknownRoute         unknown_route           404
 │   ├── MethodNotAllowed     method_not_allowed      405
 │   └── RequestTooLarge      request_too_large       413
@@ -85,6 +86,13 @@ class UnknownModel(RequestError):
     """No worker serves this model."""
 
     code = "unknown_model"
+    http_status = 404
+
+
+class UnknownDecision(RequestError):
+    """No decision record of this id is kept."""
+
+    code = "unknown_decision"
     http_status = 404
 
 

@@ -187,8 +187,11 @@ class Reservation(Message):
     reservation_id: Name
     #: The router that made it.
     owner: Name
-    #: It expires by itself after this.
+    #: The claim on the decode worker expires by itself after this.
     ttl_s: Seconds
+    #: The claims on the prefill worker and the link expire after this, at most `ttl_s`: they are
+    #: used up with the first token, long before the reservation is released.
+    prefill_ttl_s: Seconds
     prefill_worker: Name
     prefill_incarnation: Name
     #: Uncached tokens the prefill worker will compute.

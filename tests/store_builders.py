@@ -54,6 +54,7 @@ def a_reservation(reservation_id: str = "r1", **changes: Any) -> Reservation:
         "reservation_id": reservation_id,
         "owner": "router",
         "ttl_s": TTL_S,
+        "prefill_ttl_s": TTL_S,
         "prefill_worker": "p1",
         "prefill_incarnation": "one",
         "prefill_tokens": 100,

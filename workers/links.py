@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from controlplane.wire import LinkReport
 
+#: Smaller transfers fit a sender's burst and tell its speed, not the link's.
+_TELLING_BYTES = 1 << 20
+
 #: Weight of the newest transfer; about the last five count.
 _WEIGHT = 0.3
 
@@ -33,14 +36,15 @@ class LinkMeters:
         Args:
             from_datacenter: Where it came from; transfers inside a datacenter use no link.
             moved_bytes: Payload.
-            goodput_bps: Bits per second while bytes moved; 0 when it was too short to tell.
+            goodput_bps: Bits per second while bytes moved; of small transfers it is not used.
             rtt_s: Request of a ready chunk to its first byte; 0 when unknown.
         """
         if from_datacenter == self._datacenter:
             return
         meter = self._meters.setdefault(from_datacenter, _Meter())
         meter.bytes_total += moved_bytes
-        meter.goodput_bps = _smooth(meter.goodput_bps, goodput_bps)
+        if moved_bytes >= _TELLING_BYTES:
+            meter.goodput_bps = _smooth(meter.goodput_bps, goodput_bps)
         meter.rtt_s = _smooth(meter.rtt_s, rtt_s)
 
     def reports(self) -> tuple[LinkReport, ...]:

@@ -34,7 +34,7 @@ class WorkerView:
     #: Requests it takes, running and waiting.
     requests_max: int
     is_draining: bool = False
-    #: It failed a request a moment ago; no new work until it has been heard of again.
+    #: It failed a request a moment ago and gets no new work for a while.
     is_suspect: bool = False
     #: Requests waiting and running: its own count, and claims made since it counted.
     pending_requests: int = 0
@@ -93,10 +93,17 @@ class ClusterView:
     age_s: float
     #: The datacenter of the router: decode stays near it when it can.
     home_datacenter: str
-    #: Sorted by `worker_id`.
+    #: Sorted by `worker_id`, in whatever order they were given.
     workers: tuple[WorkerView, ...]
     #: Sorted by `link_id`.
     links: tuple[LinkView, ...]
+
+    def __post_init__(self) -> None:
+        # Ties are broken by position, so equal pictures must have equal order.
+        workers = tuple(sorted(self.workers, key=lambda worker: worker.worker_id))
+        links = tuple(sorted(self.links, key=lambda link: link.link_id))
+        object.__setattr__(self, "workers", workers)
+        object.__setattr__(self, "links", links)
 
     def link(self, from_datacenter: str, to_datacenter: str) -> LinkView | None:
         """The link between two datacenters, if there is one."""

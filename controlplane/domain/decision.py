@@ -21,7 +21,8 @@ RejectedBy: TypeAlias = Literal[
     "placement",
 ]
 
-#: Why a policy chose what it chose; a closed list, a label of metrics.
+#: Why a policy chose what it chose; a closed list, a label of metrics. "own_rule" is for policies of
+#: other packages, whose explanation says more.
 Reason: TypeAlias = Literal[
     "uncached_within_threshold",
     "uncached_over_threshold",
@@ -29,6 +30,7 @@ Reason: TypeAlias = Literal[
     "no_remote_prefill",
     "local_only",
     "round_robin",
+    "own_rule",
     "no_candidate",
 ]
 
@@ -59,6 +61,14 @@ class RequestFeatures:
         """What a worker holds of the prompt."""
         return self.prefix_hits.get(worker_id, NO_HIT)
 
+    def uncached_tokens(self, worker_id: str) -> int:
+        """Tokens that a prefill worker would have to compute, >= 0."""
+        return max(0, self.prefill_tokens - self.hit(worker_id).resumable_tokens)
+
+    def lacking_tokens(self, worker_id: str) -> int:
+        """Tokens whose attention KV a decode worker would have to fetch, >= 0."""
+        return max(0, self.prefill_tokens - self.hit(worker_id).attention_tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -86,11 +96,13 @@ class Prediction:
 
     #: Prompt tokens the prefill worker has to compute.
     uncached_tokens: int
-    #: Bytes the decode worker lacks.
+    #: Bytes the decode worker lacks, attention and state.
     transfer_bytes: int
     queue_s: float
     prefill_s: float
+    #: The attention part, behind what the link has promised already.
     transfer_s: float
+    #: The state, which goes last.
     state_tail_s: float
     rtt_s: float
     ttft_s: float

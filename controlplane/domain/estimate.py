@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controlplane.domain.cluster import ClusterView, LinkView, WorkerView
+from controlplane.domain.cluster import ClusterView, LinkView, WorkerView, link_id
 from controlplane.domain.decision import Prediction, RequestFeatures
 
 _BITS = 8
@@ -22,27 +22,31 @@ def predict(
         request: The prompt's lengths and hits.
         prefill: A prefill worker.
         decode: A decode worker of the same fingerprint.
-        view: For the link between the two; the caller has made sure that there is one.
+        view: For the link between the two.
+
+    Raises:
+        ValueError: They are in different datacenters and there is no link.
 
     Source:
         PrfaaS (arXiv 2604.15039) section 3.4.1 for the pipelining of compute and transfer;
         queue, state tail and round trip are ours (docs/architecture.md, "Prediction").
     """
-    uncached_tokens = request.prefill_tokens - request.hit(prefill.worker_id).resumable_tokens
-    lacking_tokens = request.prefill_tokens - request.hit(decode.worker_id).attention_tokens
-    transfer_bytes = lacking_tokens * prefill.kv_bytes_per_token + prefill.kv_state_bytes
+    uncached_tokens = request.uncached_tokens(prefill.worker_id)
+    attention_bytes = request.lacking_tokens(decode.worker_id) * prefill.kv_bytes_per_token
     queue_s = prefill.pending_tokens * prefill.prefill_s_per_token
     prefill_s = prefill.prefill_fixed_s + uncached_tokens * prefill.prefill_s_per_token
-    link = view.link(prefill.datacenter, decode.datacenter)
-    if prefill.datacenter == decode.datacenter or link is None:
+    if prefill.datacenter == decode.datacenter:
         transfer_s = state_tail_s = rtt_s = 0.0
     else:
-        transfer_s = transfer_time_s(transfer_bytes, link)
+        link = view.link(prefill.datacenter, decode.datacenter)
+        if link is None:
+            raise ValueError(f"no link {link_id(prefill.datacenter, decode.datacenter)}")
+        transfer_s = transfer_time_s(attention_bytes, link)
         state_tail_s = prefill.kv_state_bytes * _BITS / link.rate_bps
         rtt_s = link.rtt_s
     return Prediction(
         uncached_tokens=uncached_tokens,
-        transfer_bytes=transfer_bytes,
+        transfer_bytes=attention_bytes + prefill.kv_state_bytes,
         queue_s=queue_s,
         prefill_s=prefill_s,
         transfer_s=transfer_s,

@@ -66,7 +66,9 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:
-    """The store knows better than the view that was decided on; the view has been corrected."""
+    """The store knows better than the view that was decided on: `worker_id` is full or gone."""
+
+    worker_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class GiveBack:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """Give a worker no new work until it has been heard of again."""
+    """Give a worker no new work for a while: it may be gone."""
 
     worker_id: str
 
@@ -241,7 +243,8 @@ class Life:
     excluded: tuple[str, ...] = ()
     prefill_worker: str = ""
     decode_worker: str = ""
-    #: A segment is filling, or filled, at the prefill worker.
+    #: A segment may be filling, or filled, at the prefill worker: from sending the job on, because
+    #: it may have arrived although its answer did not, until the worker says no.
     has_segment: bool = False
     #: A decode job was sent.
     has_stream: bool = False
@@ -261,7 +264,12 @@ def begin(attempts_max: int) -> tuple[Life, tuple[Instruction, ...]]:
 
     Args:
         attempts_max: Attempts after the first, >= 0.
+
+    Raises:
+        ValueError: `attempts_max` is negative; counting down from there would never end.
     """
+    if attempts_max < 0:
+        raise ValueError(f"attempts_max must be at least 0, not {attempts_max}")
     return Life(attempts_left=attempts_max), (Decide(()),)
 
 
@@ -314,19 +322,21 @@ def _no_placement(life: Life, _: Event) -> _Step:
 
 
 def _reserved(life: Life, _: Event) -> _Step:
-    return replace(life, state=State.PREFILLING, has_reservation=True), (StartPrefill(),)
+    life = replace(life, state=State.PREFILLING, has_reservation=True, has_segment=True)
+    return life, (StartPrefill(),)
 
 
-def _reservation_refused(life: Life, _: Event) -> _Step:
-    return _again(life, (), "no_candidate")
+def _reservation_refused(life: Life, event: Event) -> _Step:
+    assert isinstance(event, ReservationRefused)
+    return _again(life, (event.worker_id,), "no_candidate")
 
 
 def _prefill_accepted(life: Life, _: Event) -> _Step:
-    life = replace(life, state=State.TRANSFERRING, has_segment=True, has_stream=True)
-    return life, (StartDecode(),)
+    return replace(life, state=State.TRANSFERRING, has_stream=True), (StartDecode(),)
 
 
 def _prefill_refused(life: Life, _: Event) -> _Step:
+    life = replace(life, has_segment=False)
     return _again(life, (life.prefill_worker,), "worker_refused")
 
 
@@ -390,8 +400,7 @@ def _release(life: Life) -> tuple[tuple[Instruction, ...], Life]:
     instructions: list[Instruction] = []
     if life.has_stream:
         instructions.append(AbortDecode())
-    if life.has_segment or life.state is State.PREFILLING:
-        # While prefilling, the job may have arrived although its answer did not.
+    if life.has_segment:
         instructions.append(AbortPrefill())
     return tuple(instructions), replace(life, has_segment=False, has_stream=False)
 

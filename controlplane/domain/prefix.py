@@ -46,7 +46,8 @@ def block_hashes(tokens: TokenIds, *, block_tokens: int, scope: str) -> tuple[Bl
         raise ValueError(f"block_tokens must be positive, not {block_tokens}")
     step = block_tokens * tokens.width_bytes
     view = memoryview(tokens.data)
-    parent = sha256(f"{scope}:{block_tokens}:{tokens.width_bytes}".encode())
+    # The scope's length ends the header where it ends, whatever the tokens spell after it.
+    parent = sha256(f"{len(scope)}:{scope}:{block_tokens}:{tokens.width_bytes}".encode())
     hashes: list[BlockHash] = []
     for start in range(0, len(view) - step + 1, step):
         # Copying the running state and feeding it one block keeps the whole chain in one digest.
@@ -88,7 +89,7 @@ class InventoryDelta:
     Change of a worker's prefix inventory since its last report.
 
     A full report (`is_full`) replaces everything known; otherwise `removed` goes first, so that
-    an entry in both was dropped and stored again.
+    an entry in both was dropped and stored again. Storing an entry that holds nothing removes it.
     """
 
     is_full: bool = False
@@ -119,6 +120,9 @@ class PrefixIndex:
             self._remove(worker_id, block)
         held = self._held.setdefault(worker_id, set())
         for block, entry in delta.stored.items():
+            if not (entry.has_attention or entry.has_state):
+                self._remove(worker_id, block)
+                continue
             self._holders.setdefault(block, {})[worker_id] = entry
             held.add(block)
 

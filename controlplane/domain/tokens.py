@@ -50,7 +50,14 @@ class TokenIds:
         return len(self.data) // self.width_bytes
 
     def head(self, count: int) -> TokenIds:
-        """The first `count` tokens; all of them when there are fewer."""
+        """
+        The first `count` tokens; all of them when there are fewer.
+
+        Raises:
+            ValueError: `count` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"cannot take the first {count} tokens")
         return TokenIds(self.data[: count * self.width_bytes], self.width_bytes)
 
     def to_list(self) -> list[int]:
@@ -69,7 +76,8 @@ class TokenIds:
             OverflowError: An id is negative or does not fit the width.
             TypeError: An id is not an integer.
         """
-        values = array(_TYPECODE[width_bytes], ids)
+        # `array` would take bytes for packed values; an iterator of them is integers.
+        values = array(_TYPECODE[width_bytes], iter(ids))
         if sys.byteorder == "big":
             values.byteswap()
         return cls(values.tobytes(), width_bytes)

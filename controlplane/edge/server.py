@@ -97,8 +97,7 @@ class EdgeServer:
     async def _complete(
         self, request: web.Request, kind: Literal["chat", "completion"]
     ) -> web.StreamResponse:
-        loop = asyncio.get_running_loop()
-        accepted_s = loop.time()
+        accepted_s = time.monotonic()
         at = time.time()
         request_id: str = request["request_id"]
         body = await self._read(request)
@@ -123,7 +122,7 @@ class EdgeServer:
             sampling=parsed.sampling,
             output=shape,
             accepted_s=accepted_s,
-            parsed_s=loop.time(),
+            parsed_s=time.monotonic(),
             at=at,
             deadline_s=accepted_s + self._limits.request_timeout_s,
         )

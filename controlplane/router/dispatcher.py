@@ -53,7 +53,8 @@ class Dispatcher:
         self._sequence += 1
         flight = Flight(self._services, incoming, sink, sequence=self._sequence)
         try:
-            async with asyncio.timeout_at(incoming.deadline_s):
+            # A duration, because the loop's own clock may be another and ticks in milliseconds.
+            async with asyncio.timeout(incoming.deadline_s - self._services.clock()):
                 await flight.fly()
         except TimeoutError:
             flight.end(DeadlinePassed())

@@ -47,6 +47,10 @@ _RETRY_AFTER_S = 1.0
 #: A reservation outlives its request's deadline by this, so that only a lost release expires.
 _RESERVATION_SLACK_S = 5.0
 
+#: The claim on prefill and link lives so many times the predicted time to the first token: by then
+#: the worker's own heartbeats count what is left of it.
+_PREFILL_TTL_FACTOR = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
@@ -221,10 +225,16 @@ class Flight:
         assert self._prefill is not None
         assert self._decode is not None
         assert self._claim is not None
+        ttl_s = self._remaining_s() + _RESERVATION_SLACK_S
+        prediction = self._attempts[-1].decision.prediction
+        assert prediction is not None
         reservation = Reservation(
             reservation_id=self._job_id,
             owner=self._services.router_id,
-            ttl_s=self._remaining_s() + _RESERVATION_SLACK_S,
+            ttl_s=ttl_s,
+            prefill_ttl_s=min(
+                ttl_s, _PREFILL_TTL_FACTOR * prediction.ttft_s + _RESERVATION_SLACK_S
+            ),
             prefill_worker=self._prefill.worker_id,
             prefill_incarnation=self._prefill.incarnation,
             prefill_tokens=self._claim.prefill_tokens,

@@ -50,6 +50,7 @@ def reserve(keys: Keys, reservation: Reservation) -> Command:
         [
             reservation.prefill_incarnation,
             reservation.decode_incarnation,
+            _ms(reservation.prefill_ttl_s),
             _ms(reservation.ttl_s),
             reservation.prefill_requests_max,
             reservation.decode_requests_max,

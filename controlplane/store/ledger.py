@@ -24,9 +24,11 @@ class Ledger:
 
     def claim(self, reservation: Reservation) -> None:
         """Enter a reservation at all its places, or renew it there."""
-        until_s = self._clock() + reservation.ttl_s
+        now_s = self._clock()
+        decode = self._keys.reserved(reservation.decode_worker)
         for place, member in self._keys.claims(reservation):
-            self._places.setdefault(place, {})[member] = until_s
+            ttl_s = reservation.ttl_s if place == decode else reservation.prefill_ttl_s
+            self._places.setdefault(place, {})[member] = now_s + ttl_s
         if reservation.link is not None:
             self._links.add(reservation.link)
 

@@ -148,7 +148,9 @@ async def test_releasing_twice_or_what_was_never_granted_does_nothing(store: Sta
 
 
 async def test_reservations_end_by_themselves(store: StateStore, advance: Advance) -> None:
-    granted = await store.reserve(a_reservation(ttl_s=0.05, link="east>west", link_bytes=9))
+    granted = await store.reserve(
+        a_reservation(ttl_s=0.05, prefill_ttl_s=0.05, link="east>west", link_bytes=9)
+    )
 
     await advance(0.1)
 
@@ -157,7 +159,7 @@ async def test_reservations_end_by_themselves(store: StateStore, advance: Advanc
 
 
 async def test_an_expired_reservation_makes_room(store: StateStore, advance: Advance) -> None:
-    await store.reserve(a_reservation("r1", ttl_s=0.05, prefill_requests_max=1))
+    await store.reserve(a_reservation("r1", ttl_s=0.05, prefill_ttl_s=0.05, prefill_requests_max=1))
     await advance(0.1)
 
     reply = await store.reserve(a_reservation("r2", prefill_requests_max=1))
@@ -171,7 +173,9 @@ async def test_a_long_reservation_outlives_a_short_one_made_later(
     store: StateStore, advance: Advance
 ) -> None:
     await store.reserve(a_reservation("long", link="east>west", link_bytes=1))
-    await store.reserve(a_reservation("short", ttl_s=0.05, link="east>west", link_bytes=2))
+    await store.reserve(
+        a_reservation("short", ttl_s=0.05, prefill_ttl_s=0.05, link="east>west", link_bytes=2)
+    )
 
     await advance(0.1)
 
@@ -186,8 +190,8 @@ async def test_a_long_reservation_outlives_a_short_one_made_later(
 
 
 async def test_reserving_again_renews_the_ttl(store: StateStore, advance: Advance) -> None:
-    await store.reserve(a_reservation(ttl_s=0.05))
-    await store.reserve(a_reservation(ttl_s=TTL_S))
+    await store.reserve(a_reservation(ttl_s=0.05, prefill_ttl_s=0.05))
+    await store.reserve(a_reservation(ttl_s=TTL_S, prefill_ttl_s=TTL_S))
 
     await advance(0.1)
 
@@ -234,3 +238,16 @@ async def test_a_worker_that_registered_again_can_be_reserved(store: StateStore)
     reply = await store.reserve(a_reservation(prefill_incarnation="two"))
 
     assert reply.refused_by is None
+
+
+async def test_the_claim_on_prefill_and_link_ends_before_the_one_on_decode(
+    store: StateStore, advance: Advance
+) -> None:
+    first = a_reservation("r1", prefill_ttl_s=0.05, link="east>west", link_bytes=10)
+    await store.reserve(first)
+
+    await advance(0.1)
+    reply = await store.reserve(a_reservation("r2", link="east>west", link_bytes=1))
+
+    assert (reply.prefill_reserved_requests, reply.link_reserved_bytes) == (1, 1)
+    assert reply.decode_reserved_requests == 2

@@ -3,9 +3,10 @@
 -- KEYS  1 prefill worker (hash)  2 decode worker (hash)
 --       3 ledger of the prefill worker (zset)  4 ledger of the decode worker (zset)
 --       and for a link  5 index of links (zset)  6 ledger of the link (zset)
--- ARGV  1 prefill incarnation  2 decode incarnation  3 ttl, ms
---       4 requests the prefill worker takes  5 requests the decode worker takes
---       6 prefill member  7 decode member  8 link member  9 link id
+-- ARGV  1 prefill incarnation  2 decode incarnation
+--       3 ttl at the prefill worker and the link, ms  4 ttl at the decode worker, ms
+--       5 requests the prefill worker takes  6 requests the decode worker takes
+--       7 prefill member  8 decode member  9 link member  10 link id
 -- Returns {"" or the reason of refusal, tokens and requests reserved at the prefill worker,
 --          requests reserved at the decode worker, bytes reserved on the link, keys repaired}.
 --
@@ -18,7 +19,7 @@ heal(KEYS[1], 'hash')
 heal(KEYS[2], 'hash')
 
 local now = now_ms()
-local ttl_ms = tonumber(ARGV[3])
+local prefill_ttl_ms, decode_ttl_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 
 -- Number and sum of what others have reserved, and whether this reservation was there already.
 local function others(key, own)
@@ -29,11 +30,11 @@ local function others(key, own)
   return count, sum, false
 end
 
-local prefill_count, prefill_tokens, is_at_prefill = others(KEYS[3], ARGV[6])
-local decode_count, decode_sum, is_at_decode = others(KEYS[4], ARGV[7])
+local prefill_count, prefill_tokens, is_at_prefill = others(KEYS[3], ARGV[7])
+local decode_count, decode_sum, is_at_decode = others(KEYS[4], ARGV[8])
 local link_count, link_bytes = 0, 0
 if KEYS[6] then
-  link_count, link_bytes = others(KEYS[6], ARGV[8])
+  link_count, link_bytes = others(KEYS[6], ARGV[9])
 end
 
 local refused_by = ''
@@ -41,14 +42,14 @@ if redis.call('HGET', KEYS[1], 'incarnation') ~= ARGV[1] then
   refused_by = 'prefill_gone'
 elseif redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then
   refused_by = 'decode_gone'
-elseif not is_at_prefill and prefill_count >= tonumber(ARGV[4]) then
+elseif not is_at_prefill and prefill_count >= tonumber(ARGV[5]) then
   refused_by = 'prefill_full'
-elseif not is_at_decode and decode_count >= tonumber(ARGV[5]) then
+elseif not is_at_decode and decode_count >= tonumber(ARGV[6]) then
   refused_by = 'decode_full'
 end
 
 -- Writes a ledger back, with this reservation in it if it was granted; its number and sum.
-local function close_ledger(key, count, sum, own)
+local function close_ledger(key, count, sum, own, ttl_ms)
   if refused_by == '' then
     redis.call('ZADD', key, now + ttl_ms, own)
     keep(key, ttl_ms)
@@ -63,15 +64,16 @@ local function close_ledger(key, count, sum, own)
   return count, sum
 end
 
-prefill_count, prefill_tokens = close_ledger(KEYS[3], prefill_count, prefill_tokens, ARGV[6])
-decode_count = close_ledger(KEYS[4], decode_count, decode_sum, ARGV[7])
+prefill_count, prefill_tokens = close_ledger(
+  KEYS[3], prefill_count, prefill_tokens, ARGV[7], prefill_ttl_ms)
+decode_count = close_ledger(KEYS[4], decode_count, decode_sum, ARGV[8], decode_ttl_ms)
 if KEYS[6] then
-  link_count, link_bytes = close_ledger(KEYS[6], link_count, link_bytes, ARGV[8])
+  link_count, link_bytes = close_ledger(KEYS[6], link_count, link_bytes, ARGV[9], prefill_ttl_ms)
   if refused_by == '' then
     heal(KEYS[5], 'zset')
     redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
-    redis.call('ZADD', KEYS[5], 'GT', now + ttl_ms, ARGV[9])
-    keep(KEYS[5], ttl_ms)
+    redis.call('ZADD', KEYS[5], 'GT', now + prefill_ttl_ms, ARGV[10])
+    keep(KEYS[5], prefill_ttl_ms)
   end
 end
 return {refused_by, prefill_tokens, prefill_count, decode_count, link_bytes, repaired}
