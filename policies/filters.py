@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from controlplane.domain.cluster import ClusterView, WorkerView
@@ -46,3 +48,30 @@ def cannot_hand_over(
     if not is_local and view.link(prefill.datacenter, decode.datacenter) is None:
         return Rejection("no_link", f"no link {prefill.datacenter}>{decode.datacenter}")
     return None
+
+
+def cannot_be_fed(
+    decode: WorkerView, prefills: Iterable[WorkerView], view: ClusterView
+) -> Rejection | None:
+    """
+    What keeps a decode worker from getting KV: none of the prefill workers can hand over to it.
+
+    Args:
+        decode: A decode worker that could take the request.
+        prefills: Prefill workers that could; when there are none, that is not its fault.
+        view: For the links.
+    """
+    reasons: Counter[str] = Counter()
+    for prefill in prefills:
+        rejection = cannot_hand_over(prefill, decode, view)
+        if rejection is None:
+            return None
+        reasons[rejection.by] += 1
+    if not reasons:
+        return None
+    return Rejection("placement", f"no prefill worker can hand over to it ({counted(reasons)})")
+
+
+def counted(reasons: Counter[str]) -> str:
+    """Counts by reason, for people: `2 draining, 1 full`."""
+    return ", ".join(f"{count} {by}" for by, count in sorted(reasons.items()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from random import Random
 from typing import TypeAlias
 
@@ -24,7 +25,7 @@ from controlplane.domain.decision import (
     RequestFeatures,
 )
 from controlplane.domain.estimate import predict
-from policies.filters import cannot_hand_over, cannot_serve
+from policies.filters import Rejection, cannot_be_fed, cannot_hand_over, cannot_serve, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Option:
 class Choice:
     """A rule's answer: among whom to pick, and why."""
 
+    #: At least one of the options.
     preferred: Sequence[Option]
     reason: Reason
     explanation: str
@@ -51,8 +53,14 @@ Rule: TypeAlias = Callable[[Sequence[Option], WorkerView], Choice]
 def place(request: RequestFeatures, view: ClusterView, rng: Random, rule: Rule) -> Decision:
     """Run the pipeline: one decision, every candidate in it explained."""
     candidates: list[Candidate] = []
-    decode = _pick_decode(request, view, rng, candidates)
-    options = [] if decode is None else _cost_prefill(request, decode, view, candidates)
+    prefills = [
+        (worker, cannot_serve(request, worker))
+        for worker in view.workers
+        if worker.role == "prefill"
+    ]
+    able = [worker for worker, rejection in prefills if rejection is None]
+    decode = _pick_decode(request, able, view, rng, candidates)
+    options = _cost_prefill(request, prefills, decode, view, candidates)
     if decode is None or not options:
         return _nothing(candidates)
     choice = rule(options, decode)
@@ -78,18 +86,28 @@ def place(request: RequestFeatures, view: ClusterView, rng: Random, rule: Rule) 
 
 
 def _pick_decode(
-    request: RequestFeatures, view: ClusterView, rng: Random, candidates: list[Candidate]
+    request: RequestFeatures,
+    able: Sequence[WorkerView],
+    view: ClusterView,
+    rng: Random,
+    candidates: list[Candidate],
 ) -> WorkerView | None:
     """
     The decode worker: near the router, with a free slot, holding most of the prompt, least busy.
 
-    Decode stays in the router's datacenter when any worker there can take the request.
+    Decode stays in the router's datacenter when any worker there can take the request and get its
+    KV from one of the prefill workers that are `able`.
     """
     feasible: list[tuple[tuple[bool, bool, int, int], WorkerView]] = []
+    # Whether it can be fed depends on these two alone, and a large cluster has few of them.
+    unfed: dict[tuple[str, str], Rejection | None] = {}
     for worker in view.workers:
         if worker.role != "decode":
             continue
-        rejection = cannot_serve(request, worker)
+        kind = (worker.datacenter, worker.fingerprint)
+        if kind not in unfed:
+            unfed[kind] = cannot_be_fed(worker, able, view)
+        rejection = cannot_serve(request, worker) or unfed[kind]
         held_tokens = request.hit(worker.worker_id).attention_tokens
         candidates.append(
             Candidate(
@@ -114,14 +132,19 @@ def _pick_decode(
 
 
 def _cost_prefill(
-    request: RequestFeatures, decode: WorkerView, view: ClusterView, candidates: list[Candidate]
+    request: RequestFeatures,
+    prefills: Sequence[tuple[WorkerView, Rejection | None]],
+    decode: WorkerView | None,
+    view: ClusterView,
+    candidates: list[Candidate],
 ) -> list[Option]:
+    """The prefill workers that could take it; without a decode worker they cost nothing yet."""
     options: list[Option] = []
-    for worker in view.workers:
-        if worker.role != "prefill":
-            continue
-        rejection = cannot_serve(request, worker) or cannot_hand_over(worker, decode, view)
-        prediction = None if rejection else predict(request, worker, decode, view)
+    for worker, refusal in prefills:
+        rejection, prediction = refusal, None
+        if decode is not None and rejection is None:
+            rejection = cannot_hand_over(worker, decode, view)
+            prediction = None if rejection else predict(request, worker, decode, view)
         candidates.append(
             Candidate(
                 worker_id=worker.worker_id,
@@ -149,17 +172,16 @@ def _nothing(candidates: list[Candidate]) -> Decision:
     missing = []
     for role in ("prefill", "decode"):
         named = [candidate for candidate in candidates if candidate.role == role]
-        counts = Counter(candidate.rejected_by for candidate in named if candidate.rejected_by)
+        counts: Counter[str] = Counter(one.rejected_by for one in named if one.rejected_by)
         if not named:
             missing.append(f"no {role} worker is known")
         elif sum(counts.values()) == len(named):
-            reasons = ", ".join(f"{count} {by}" for by, count in sorted(counts.items()))
-            missing.append(f"no {role} worker can take it ({reasons})")
+            missing.append(f"no {role} worker can take it ({counted(counts)})")
     kept, omitted = _trim(candidates)
     return Decision(
         placement=None,
         reason="no_candidate",
-        explanation="; ".join(missing) or "no prefill worker can hand over to a decode worker",
+        explanation="; ".join(missing),
         prediction=None,
         candidates=kept,
         omitted=omitted,
@@ -169,20 +191,25 @@ def _nothing(candidates: list[Candidate]) -> Decision:
 def _trim(
     candidates: list[Candidate], *winners: str
 ) -> tuple[tuple[Candidate, ...], dict[str, int]]:
-    """The winners and the cheapest of the rest; the others as counts by reason."""
+    """The winners and the cheapest of the rest, of both roles; the others as counts by reason."""
     if len(candidates) <= CANDIDATES_MAX:
         return tuple(candidates), {}
 
-    def cost(candidate: Candidate) -> tuple[bool, bool, float, str]:
-        ttft_s = candidate.prediction.ttft_s if candidate.prediction else 0.0
+    def cost(candidate: Candidate) -> tuple[bool, bool, float, int, int, str]:
         return (
             candidate.worker_id not in winners,
             candidate.rejected_by is not None,
-            ttft_s,
+            candidate.prediction.ttft_s if candidate.prediction else 0.0,
+            -candidate.held_tokens,
+            candidate.pending_requests,
             candidate.worker_id,
         )
 
-    ranked = sorted(candidates, key=cost)
+    ordered = sorted(candidates, key=cost)
+    by_role = ([one for one in ordered if one.role == role] for role in ("prefill", "decode"))
+    # In turn, or one role would crowd out the other and the runner-up with it.
+    ranked = [one for pair in zip_longest(*by_role) for one in pair if one is not None]
+    ranked.sort(key=lambda one: one.rejected_by is not None)
     rest: Counter[str] = Counter(
         candidate.rejected_by or "feasible" for candidate in ranked[CANDIDATES_MAX:]
     )

@@ -57,10 +57,10 @@ class PrfaasPolicy:
         home = decode.datacenter
         local = [option for option in options if option.worker.datacenter == home]
         remote = [option for option in options if option.worker.datacenter != home]
-        cached_tokens = max(
-            (request.hit(option.worker.worker_id).resumable_tokens for option in local), default=0
+        uncached_tokens = min(
+            (request.uncached_tokens(option.worker.worker_id) for option in local),
+            default=request.prefill_tokens,
         )
-        uncached_tokens = request.prefill_tokens - cached_tokens
         threshold = self._threshold_tokens
         is_long = uncached_tokens > threshold
         said = (

@@ -19,7 +19,7 @@ class PolicyError(ValueError):
 
 def policy_names() -> tuple[str, ...]:
     """Names of all installed policies, sorted."""
-    return tuple(sorted(point.name for point in entry_points(group=GROUP)))
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 
 def load_policy(name: str, parameters: Mapping[str, Any]) -> Policy:
@@ -27,23 +27,28 @@ def load_policy(name: str, parameters: Mapping[str, Any]) -> Policy:
     Build a policy, its parameters checked by its own model.
 
     Raises:
-        PolicyError: No policy has this name, it cannot be imported, or a parameter is unknown or
-            out of range.
+        PolicyError: No policy has this name or several have, it cannot be imported or is none, or
+            a parameter is unknown or out of range.
     """
     points = entry_points(group=GROUP, name=name)
     if not points:
         raise PolicyError(f"unknown policy {name!r}; installed are: {', '.join(policy_names())}")
-    point = next(iter(points))
+    if len(points) > 1:
+        rivals = ", ".join(sorted(point.value for point in points))
+        raise PolicyError(f"policy {name!r} is there more than once: {rivals}")
+    (point,) = points
     try:
         kind: type[Policy] = point.load()
+        model = kind.parameters_model
     except (ImportError, AttributeError) as error:
         raise PolicyError(f"policy {name!r} ({point.value}) cannot be loaded: {error}") from error
     try:
-        checked = kind.parameters_model.model_validate(dict(parameters))
+        checked = model.model_validate(dict(parameters))
     except ValidationError as error:
-        known = ", ".join(kind.parameters_model.model_fields) or "none"
+        known = ", ".join(model.model_fields) or "none"
         complaints = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg']}"
+            for item in error.errors()
         )
         raise PolicyError(f"policy {name!r}: {complaints}; its parameters are: {known}") from error
     return kind(checked)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+from builders import a_link, a_request, a_view, a_worker
+
+from controlplane.domain.cluster import link_id
+from controlplane.domain.decision import Placement
+from controlplane.domain.prefix import PrefixHit
+
+
+def test_a_link_is_named_by_its_direction() -> None:
+    assert link_id("east", "west") == "east>west"
+    assert a_link("west", "east").link_id == "west>east"
+
+
+@pytest.mark.parametrize(
+    ("goodput_bps", "rate_bps"),
+    [
+        pytest.param(0.0, 100.0, id="nothing measured: the budget"),
+        pytest.param(200.0, 100.0, id="never above the budget"),
+        pytest.param(80.0, 80.0, id="measured less than the budget"),
+        pytest.param(50.0, 50.0, id="half the budget"),
+        pytest.param(10.0, 50.0, id="a busy link is not a slow one"),
+    ],
+)
+def test_measured_goodput_lowers_the_rate_by_half_at_most(
+    goodput_bps: float, rate_bps: float
+) -> None:
+    link = a_link(capacity_bps=100.0, goodput_bps=goodput_bps)
+
+    assert link.rate_bps == rate_bps
+
+
+def test_a_view_finds_links_by_direction() -> None:
+    there, back = a_link("east", "west"), a_link("west", "east")
+    view = a_view(links=(there, back))
+
+    assert view.link("east", "west") is there
+    assert view.link("west", "east") is back
+    assert view.link("east", "north") is None
+    assert view.link("north", "west") is None
+
+
+def test_a_view_finds_workers_by_id() -> None:
+    view = a_view(a_worker("east/p1"), a_worker("west/p1"))
+
+    assert view.worker("west/p1") == a_worker("west/p1")
+    assert view.worker("west/p2") is None
+
+
+def test_a_view_is_sorted_however_it_was_made() -> None:
+    workers = (a_worker("west/p1"), a_worker("east/p2"), a_worker("east/p1"))
+    links = (a_link("west", "east"), a_link("east", "west"))
+
+    view = a_view(*workers, links=links)
+
+    assert [worker.worker_id for worker in view.workers] == ["east/p1", "east/p2", "west/p1"]
+    assert [link.link_id for link in view.links] == ["east>west", "west>east"]
+    assert view == a_view(*workers[::-1], links=links[::-1])
+
+
+def test_a_view_cannot_be_changed() -> None:
+    view = a_view()
+
+    with pytest.raises(FrozenInstanceError):
+        view.epoch = 2  # type: ignore[misc]
+
+
+def test_the_last_prompt_token_is_left_to_decode() -> None:
+    assert a_request(input_tokens=101).prefill_tokens == 100
+    assert a_request(input_tokens=1).prefill_tokens == 0
+
+
+def test_a_worker_without_a_hit_has_nothing() -> None:
+    request = a_request(prefix_hits={"east/p1": PrefixHit(32, 16)})
+
+    assert request.hit("east/p1") == PrefixHit(32, 16)
+    assert request.hit("west/p1") == PrefixHit(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("prefill_datacenter", "is_offloaded"),
+    [pytest.param("west", False, id="local"), pytest.param("east", True, id="offloaded")],
+)
+def test_a_placement_is_offloaded_when_its_datacenters_differ(
+    prefill_datacenter: str,
+    is_offloaded: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    placement = Placement(
+        prefill_worker=f"{prefill_datacenter}/p1",
+        prefill_datacenter=prefill_datacenter,
+        decode_worker="west/d1",
+        decode_datacenter="west",
+    )
+
+    assert placement.is_offloaded is is_offloaded

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from controlplane.config import (
+    DEFAULT_FLEET,
+    DatacenterConfig,
+    Environment,
+    FleetConfig,
+    HeartbeatConfig,
+    KvConfig,
+    LinkConfig,
+    RouterConfig,
+    describe_validation,
+    load_fleet,
+)
+from controlplane.errors import ConfigError
+
+FLEET = """
+name = "two-sites"
+
+[router]
+datacenter = "west"
+policy = "prfaas"
+policy_parameters = { threshold_tokens = 1024 }
+
+[[datacenters]]
+name = "east"
+prefill_workers = 2
+
+[[datacenters]]
+name = "west"
+prefill_workers = 1
+decode_workers = 2
+
+[[links]]
+from_datacenter = "east"
+to_datacenter = "west"
+capacity_mbit_per_s = 1000
+"""
+
+
+@pytest.fixture
+def fleet_file(tmp_path: Path) -> Path:
+    path = tmp_path / "fleet.toml"
+    path.write_text(FLEET, encoding="utf-8")
+    return path
+
+
+def a_fleet(**overrides: Any) -> FleetConfig:
+    return FleetConfig.model_validate({**tomllib.loads(FLEET), **overrides})
+
+
+def complaint(error: pytest.ExceptionInfo[ValidationError]) -> str:
+    return describe_validation(error.value)
+
+
+# --- Fleet files ------------------------------------------------------------------------------
+
+
+def test_a_fleet_file_is_read(fleet_file: Path) -> None:
+    fleet = load_fleet(fleet_file)
+
+    assert fleet.name == "two-sites"
+    assert fleet.router.policy_parameters == {"threshold_tokens": 1024}
+    assert [site.name for site in fleet.datacenters] == ["east", "west"]
+    assert [link.link_id for link in fleet.links] == ["east>west"]
+
+
+def test_what_a_fleet_file_leaves_out_has_a_default(fleet_file: Path) -> None:
+    fleet = load_fleet(fleet_file)
+
+    assert fleet.heartbeat == HeartbeatConfig()
+    assert fleet.kv == KvConfig()
+    assert fleet.router.port == 8000
+
+
+def test_a_missing_fleet_file_is_told_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "absent.toml"
+
+    with pytest.raises(ConfigError, match=f"cannot read fleet file {path}: .*No such file"):
+        load_fleet(path)
+
+
+def test_a_directory_is_no_fleet_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read fleet file"):
+        load_fleet(tmp_path)
+
+
+def test_a_fleet_file_that_is_no_text_is_refused(fleet_file: Path) -> None:
+    fleet_file.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ConfigError, match="cannot read fleet file"):
+        load_fleet(fleet_file)
+
+
+def test_a_fleet_file_that_is_no_toml_is_told_where(fleet_file: Path) -> None:
+    fleet_file.write_text("name = \n", encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"is not valid TOML: .*line 1"):
+        load_fleet(fleet_file)
+
+
+def test_a_wrong_field_is_told_with_file_field_and_value(fleet_file: Path) -> None:
+    text = FLEET.replace("capacity_mbit_per_s = 1000", "capacity_mbit_per_s = 0")
+    fleet_file.write_text(text, encoding="utf-8")
+
+    with pytest.raises(ConfigError) as caught:
+        load_fleet(fleet_file)
+
+    assert str(caught.value) == (
+        f"{fleet_file}: links.0.capacity_mbit_per_s: Input should be greater than 0 (got 0)"
+    )
+
+
+def test_every_complaint_is_told_at_once(fleet_file: Path) -> None:
+    text = FLEET.replace('"west"\npolicy', '"West"\nport = 70000\npolicy')
+    fleet_file.write_text(text, encoding="utf-8")
+
+    with pytest.raises(ConfigError) as caught:
+        load_fleet(fleet_file)
+
+    assert "router.datacenter: String should match pattern" in str(caught.value)
+    assert "router.port: Input should be less than or equal to 65535 (got 70000)" in str(
+        caught.value
+    )
+    assert "https://" not in str(caught.value)
+
+
+# --- What must fit together -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        pytest.param(
+            {"datacenters": [{"name": "west", "decode_workers": 1, "prefill_workers": 1}] * 2},
+            "datacenter names must differ, got ['west', 'west']",
+            id="a datacenter twice",
+        ),
+        pytest.param(
+            {"router": {"datacenter": "north"}},
+            "router.datacenter 'north' is not one of ['east', 'west']",
+            id="a router nowhere",
+        ),
+        pytest.param(
+            {"links": [{"from_datacenter": "east", "to_datacenter": "north"}]},
+            "link east>north names a datacenter that is not in ['east', 'west']",
+            id="a link to nowhere",
+        ),
+        pytest.param(
+            {"links": [{"from_datacenter": "north", "to_datacenter": "west"}]},
+            "link north>west names a datacenter that is not in ['east', 'west']",
+            id="a link from nowhere",
+        ),
+        pytest.param(
+            {"links": [{"from_datacenter": "west", "to_datacenter": "west"}]},
+            "link west>west begins and ends in the same datacenter",
+            id="a link to itself",
+        ),
+        pytest.param(
+            {"links": [{"from_datacenter": "east", "to_datacenter": "west"}] * 2},
+            "link east>west is there twice",
+            id="a link twice",
+        ),
+        pytest.param(
+            {
+                "datacenters": [
+                    {"name": "east", "prefill_workers": 1},
+                    {"name": "west", "prefill_workers": 1},
+                ]
+            },
+            "no datacenter has decode_workers: nothing could answer a request",
+            id="nobody decodes",
+        ),
+        pytest.param(
+            {
+                "datacenters": [
+                    {"name": "east", "decode_workers": 1},
+                    {"name": "west", "decode_workers": 1},
+                ]
+            },
+            "no datacenter has prefill_workers: nothing could start a request",
+            id="nobody prefills",
+        ),
+    ],
+)
+def test_a_fleet_that_cannot_work_is_refused(overrides: dict[str, Any], said: str) -> None:
+    for link in overrides.get("links", []):
+        link["capacity_mbit_per_s"] = 100
+
+    with pytest.raises(ValidationError) as caught:
+        a_fleet(**overrides)
+
+    assert complaint(caught) == f"the file as a whole: Value error, {said}"
+
+
+def test_links_of_both_directions_are_two_links() -> None:
+    links = [
+        {"from_datacenter": "east", "to_datacenter": "west", "capacity_mbit_per_s": 100},
+        {"from_datacenter": "west", "to_datacenter": "east", "capacity_mbit_per_s": 50},
+    ]
+
+    fleet = a_fleet(links=links)
+
+    there, back = fleet.link("east>west"), fleet.link("west>east")
+    assert there is not None
+    assert back is not None
+    assert (there.capacity_bps, back.capacity_bps) == (1e8, 5e7)
+
+
+def test_a_fleet_finds_its_parts_by_name() -> None:
+    fleet = a_fleet()
+
+    assert fleet.link("east>west") is fleet.links[0]
+    assert fleet.link("west>east") is None
+    assert fleet.datacenter("east") is fleet.datacenters[0]
+    assert fleet.datacenter("north") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        pytest.param({"nmae": "x"}, "nmae", id="the fleet"),
+        pytest.param({"router": {"datacenter": "west", "prot": 1}}, "router.prot", id="router"),
+        pytest.param({"kv": {"lease": 1}}, "kv.lease", id="kv"),
+        pytest.param({"limits": {"request_max": 1}}, "limits.request_max", id="limits"),
+        pytest.param({"store": {"timeout_s": 1}}, "store.timeout_s", id="store"),
+        pytest.param({"model": {"nmae": "x"}}, "model.nmae", id="model"),
+        pytest.param({"heartbeat": {"ttl": 9}}, "heartbeat.ttl", id="heartbeat"),
+    ],
+)
+def test_a_misspelt_key_is_an_error_in_every_section(overrides: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        a_fleet(**overrides)
+
+    assert complaint(caught).startswith(f"{field}: Extra inputs are not permitted")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "East", "1east", "-east", "e" * 33, "ea st", "ea>st", "ea/st", "east\n"],
+)
+def test_a_datacenter_name_must_fit_into_keys_and_links(name: str) -> None:
+    with pytest.raises(ValidationError):
+        DatacenterConfig(name=name)
+
+
+@pytest.mark.parametrize("name", ["e", "east-1", "e" * 32])
+def test_a_plain_datacenter_name_is_taken(name: str) -> None:
+    assert DatacenterConfig(name=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("times", "is_right"),
+    [
+        pytest.param({}, True, id="the defaults"),
+        pytest.param({"interval_s": 1, "timeout_s": 1, "ttl_s": 6}, True, id="exactly a third"),
+        pytest.param({"interval_s": 1, "timeout_s": 1.1, "ttl_s": 6}, False, id="above a third"),
+        pytest.param({"interval_s": 1, "timeout_s": 1, "ttl_s": 5}, False, id="too short a life"),
+    ],
+)
+def test_one_slow_heartbeat_must_not_evict_a_worker(
+    times: dict[str, float],
+    is_right: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    if is_right:
+        HeartbeatConfig(**times)
+    else:
+        with pytest.raises(ValidationError, match="one slow heartbeat evicts a live worker"):
+            HeartbeatConfig(**times)
+
+
+@pytest.mark.parametrize("value", [0, -1, 86_401, float("inf"), float("nan")])
+def test_a_wait_is_positive_and_bounded(value: float) -> None:
+    with pytest.raises(ValidationError):
+        KvConfig(lease_s=value)
+
+
+def test_a_section_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        a_fleet().router.port = 1  # type: ignore[misc]
+
+
+def test_a_link_has_its_capacity_in_bits_per_second() -> None:
+    link = LinkConfig(from_datacenter="east", to_datacenter="west", capacity_mbit_per_s=2.5)
+
+    assert link.capacity_bps == 2_500_000
+
+
+def test_the_default_fleet_is_valid_and_offloads() -> None:
+    fleet = FleetConfig.model_validate(DEFAULT_FLEET.model_dump())
+
+    assert fleet == DEFAULT_FLEET
+    assert fleet.link("east>west") is not None
+    assert fleet.router.datacenter == "west"
+
+
+def test_a_fleet_survives_its_journey_to_a_child_process() -> None:
+    assert FleetConfig.model_validate_json(DEFAULT_FLEET.model_dump_json()) == DEFAULT_FLEET
+
+
+# --- The environment --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_URL", "PRFAAS_LOG_FORMAT", "PRFAAS_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_bare_environment")
+def test_an_empty_environment_means_the_embedded_store_and_json_logs() -> None:
+    environment = Environment()
+
+    assert environment.redis_url == ""
+    assert (environment.log_format, environment.log_level) == ("json", "info")
+
+
+@pytest.mark.usefixtures("_bare_environment")
+def test_the_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:6379/0")
+    monkeypatch.setenv("PRFAAS_LOG_FORMAT", "console")
+    monkeypatch.setenv("PRFAAS_LOG_LEVEL", "debug")
+    monkeypatch.setenv("PRFAAS_UNKNOWN", "is not ours to judge")
+
+    environment = Environment()
+
+    assert environment.redis_url == "redis://127.0.0.1:6379/0"
+    assert (environment.log_format, environment.log_level) == ("console", "debug")
+
+
+@pytest.mark.usefixtures("_bare_environment")
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+def test_redis_is_reached_by_three_schemes(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", f"{scheme}://somewhere")
+
+    assert Environment().redis_url == f"{scheme}://somewhere"
+
+
+@pytest.mark.usefixtures("_bare_environment")
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379", "redis:/x"])
+def test_another_scheme_is_refused_with_an_example(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+
+    with pytest.raises(ValidationError, match=r"for example redis://127\.0\.0\.1:6379/0"):
+        Environment()
+
+
+# --- Complaints -------------------------------------------------------------------------------
+
+
+def test_a_complaint_shows_plain_values_only() -> None:
+    with pytest.raises(ValidationError) as caught:
+        RouterConfig(datacenter={"name": "west"}, port="http")  # type: ignore[arg-type]
+
+    assert complaint(caught) == (
+        "port: Input should be a valid integer, unable to parse string as an integer "
+        "(got 'http'); datacenter: Input should be a valid string"
+    )
