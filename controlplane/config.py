@@ -46,6 +46,10 @@ class StoreConfig(Section):
     connections_max: Annotated[int, Field(ge=1, le=1000)] = 16
 
 
+#: Sums of decimal fractions are compared with this tolerance.
+_ROUNDING = 1e-9
+
+
 class HeartbeatConfig(Section):
     """Liveness of workers; interval + timeout <= ttl / 3, so one slow call evicts nobody."""
 
@@ -55,7 +59,7 @@ class HeartbeatConfig(Section):
 
     @model_validator(mode="after")
     def _one_slow_beat_is_no_death(self) -> Self:
-        if self.interval_s + self.timeout_s > self.ttl_s / 3:
+        if 3 * (self.interval_s + self.timeout_s) > self.ttl_s * (1 + _ROUNDING):
             raise ValueError(
                 f"interval_s + timeout_s = {self.interval_s + self.timeout_s:g} must be at most "
                 f"ttl_s / 3 = {self.ttl_s / 3:g}, or one slow heartbeat evicts a live worker"
@@ -80,6 +84,15 @@ class KvConfig(Section):
     segment_bytes_max: Annotated[int, Field(ge=1 << 20)] = 1 << 30
     #: Part of a link's budget a sender may use while the store is away, shared by nobody.
     floor_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+    @model_validator(mode="after")
+    def _renewals_come_in_time(self) -> Self:
+        if self.renew_interval_s > self.lease_s / 2:
+            raise ValueError(
+                f"renew_interval_s = {self.renew_interval_s:g} must be at most half of lease_s = "
+                f"{self.lease_s:g}, or one late renewal loses the lease"
+            )
+        return self
 
 
 class LimitsConfig(Section):
@@ -115,6 +128,16 @@ class LimitsConfig(Section):
     recent_decisions: Annotated[int, Field(ge=1, le=100_000)] = 1000
     #: Finished records waiting for the store; the oldest are dropped and counted beyond that.
     pending_records_max: Annotated[int, Field(ge=1, le=100_000)] = 4096
+
+    @model_validator(mode="after")
+    def _life_is_heard_in_time(self) -> Self:
+        if self.alive_interval_s > self.decode_idle_timeout_s / 2:
+            raise ValueError(
+                f"alive_interval_s = {self.alive_interval_s:g} must be at most half of "
+                f"decode_idle_timeout_s = {self.decode_idle_timeout_s:g}, or a worker that computes "
+                "is taken for one that hangs"
+            )
+        return self
 
 
 class RouterConfig(Section):
@@ -290,12 +313,17 @@ def load_fleet(path: Path) -> FleetConfig:
         raise ConfigError(f"{path}: {describe_validation(error)}") from error
 
 
+_SECRETS = {"tenant_salt", "redis_url", "REDIS_URL"}
+
+
 def describe_validation(error: ValidationError) -> str:
     """All complaints of a validation as `field: what is wrong (got ...)`, without links."""
     complaints = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"]) or "the file as a whole"
         found = item["input"]
-        got = f" (got {found!r})" if isinstance(found, str | int | float | bool) else ""
+        # The value of a key that nobody knows, or of an address with a password, may be a secret.
+        is_shown = isinstance(found, str | int | float) and item["type"] != "extra_forbidden"
+        got = f" (got {found!r})" if is_shown and not _SECRETS & set(item["loc"]) else ""
         complaints.append(f"{field}: {item['msg']}{got}")
     return "; ".join(complaints)

@@ -374,10 +374,15 @@ _LENGTH = struct.Struct("<I")
 _FRAME = struct.Struct("<BI")
 
 
+def parcel_head(header: Message) -> bytes:
+    """What stands before the payload of a parcel: a JSON header with its length before it."""
+    head = header.model_dump_json().encode()
+    return _LENGTH.pack(len(head)) + head
+
+
 def pack_parcel(header: Message, payload: bytes) -> bytes:
-    """A JSON header with its length before it, then the payload as it is."""
-    head = header.model_dump_json(exclude_defaults=True).encode()
-    return b"".join((_LENGTH.pack(len(head)), head, payload))
+    """A parcel in one piece; long payloads are better sent behind `parcel_head` uncopied."""
+    return parcel_head(header) + payload
 
 
 def unpack_parcel(body: bytes) -> tuple[bytes, bytes]:
@@ -422,7 +427,7 @@ class FrameReader:
     """
 
     def __init__(self) -> None:
-        self._pending = b""
+        self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[FrameKind, bytes]]:
         """
@@ -431,7 +436,8 @@ class FrameReader:
         Raises:
             ValueError: An unknown kind, or a frame over `FRAME_BYTES_MAX`.
         """
-        buffer = self._pending + data if self._pending else data
+        self._pending += data
+        buffer = self._pending
         offset = 0
         frames: list[tuple[FrameKind, bytes]] = []
         while len(buffer) - offset >= _FRAME.size:
@@ -441,7 +447,7 @@ class FrameReader:
             end = offset + _FRAME.size + length
             if end > len(buffer):
                 break
-            frames.append((FrameKind(kind), buffer[offset + _FRAME.size : end]))
+            frames.append((FrameKind(kind), bytes(buffer[offset + _FRAME.size : end])))
             offset = end
-        self._pending = buffer[offset:]
+        del buffer[:offset]
         return frames

@@ -14,6 +14,7 @@ from controlplane.config import (
     FleetConfig,
     HeartbeatConfig,
     KvConfig,
+    LimitsConfig,
     LinkConfig,
     RouterConfig,
     describe_validation,
@@ -365,3 +366,36 @@ def test_a_complaint_shows_plain_values_only() -> None:
         "port: Input should be a valid integer, unable to parse string as an integer "
         "(got 'http'); datacenter: Input should be a valid string"
     )
+
+
+def test_a_complaint_about_an_unknown_key_does_not_show_its_value() -> None:
+    with pytest.raises(ValidationError) as caught:
+        RouterConfig.model_validate({"datacenter": "west", "tenant_sallt": "hush"})
+
+    assert complaint(caught) == "tenant_sallt: Extra inputs are not permitted"
+
+
+@pytest.mark.usefixtures("_bare_environment")
+def test_a_complaint_about_redis_does_not_show_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "http://user:hush@somewhere")
+
+    with pytest.raises(ValidationError) as caught:
+        Environment()
+
+    assert "hush" not in complaint(caught)
+
+
+def test_a_lease_outlives_a_late_renewal() -> None:
+    with pytest.raises(ValidationError, match="half of lease_s"):
+        KvConfig(lease_s=5, renew_interval_s=3)
+
+
+def test_a_worker_says_that_it_is_alive_before_it_is_taken_for_hanging() -> None:
+    with pytest.raises(ValidationError, match="half of decode_idle_timeout_s"):
+        LimitsConfig(decode_idle_timeout_s=2, alive_interval_s=2)
+
+
+def test_a_heartbeat_at_its_exact_limit_is_taken() -> None:
+    HeartbeatConfig(interval_s=0.1, timeout_s=0.2, ttl_s=0.9)
