@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from controlplane.errors import ConfigError
 
@@ -37,6 +37,7 @@ async def listen(stack: AsyncExitStack, app: web.Application, host: str, port: i
     Raises:
         ConfigError: The address cannot be listened on.
     """
+    app.on_response_prepare.append(_sign)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
@@ -55,6 +56,11 @@ async def listen(stack: AsyncExitStack, app: web.Application, host: str, port: i
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     bound_host, bound_port = runner.addresses[0][:2]
     return f"http://{bound_host}:{bound_port}"
+
+
+async def _sign(_: web.Request, response: web.StreamResponse) -> None:
+    """Say who answers, and not with which versions of what."""
+    response.headers[hdrs.SERVER] = "prfaas"
 
 
 @asynccontextmanager
