@@ -7,7 +7,7 @@ import heapq
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias
@@ -113,7 +113,7 @@ def fill_all(segment: Segment, *, seed: int = 0) -> list[KvPiece]:
 async def eventually(is_true: Callable[[], bool]) -> None:
     """Turn the loop until something is true; fails after five seconds."""
     async with asyncio.timeout(5):
-        while not is_true():
+        while not is_true():  # noqa: ASYNC110 - what is waited for is not always an event
             await asyncio.sleep(0)
 
 
@@ -352,10 +352,8 @@ class RawReader:
 
     async def close(self) -> None:
         self._writer.close()
-        try:
+        with suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 @asynccontextmanager
@@ -414,20 +412,20 @@ async def _listener(
 ) -> AsyncIterator[int]:
     """The port of a server; its connections end with it, and what they raised comes out."""
     serving: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve_one(
         number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        try:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
             await serve(number, reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(serve_one(len(serving), reader, writer))
         # Not in the task, which may be cancelled before its first step.
         task.add_done_callback(lambda _: writer.close())
         serving.append(task)
+        writers.append(writer)
 
     server = await asyncio.start_server(connected, HOST, 0)
     try:
@@ -437,6 +435,9 @@ async def _listener(
         for task in serving:
             task.cancel()
         ends = await asyncio.gather(*serving, return_exceptions=True)
+        for writer in writers:
+            # A close alone would wait for a reader to take what it never will.
+            writer.transport.abort()
         await settle()
     for end in ends:
         if isinstance(end, Exception):
@@ -500,11 +501,14 @@ async def a_proxy(port: int, tamper: Tamper) -> AsyncIterator[int]:
         number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         up_reader, up_writer = await asyncio.open_connection(HOST, port)
-        ends = await asyncio.gather(
-            pump(reader, up_writer, lambda _position, _data: None),
-            pump(up_reader, writer, lambda position, data: tamper(number, position, data)),
-            return_exceptions=True,
-        )
+        try:
+            ends = await asyncio.gather(
+                pump(reader, up_writer, lambda _position, _data: None),
+                pump(up_reader, writer, lambda position, data: tamper(number, position, data)),
+                return_exceptions=True,
+            )
+        finally:
+            up_writer.transport.abort()
         assert all(end is None or isinstance(end, ConnectionError) for end in ends), ends
 
     async with _listener(serve) as proxy_port:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
 from controlplane.config import KvConfig
 from controlplane.wire import KvLocation
@@ -124,12 +124,6 @@ class KvServer:
             task.cancel()
         if ending:
             await asyncio.wait(ending, timeout=_CLOSE_S)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     def location(self, segment: Segment, *, host: str) -> KvLocation:
         """

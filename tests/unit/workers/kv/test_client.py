@@ -373,7 +373,7 @@ async def test_a_cancelled_request_can_release_its_segment() -> None:
 
 
 @pytest.mark.parametrize("is_gone", [True, False], ids=["owner is gone", "owner is silent"])
-async def test_releasing_is_best_effort_and_bounded(is_gone: bool) -> None:
+async def test_releasing_is_best_effort_and_bounded(is_gone: bool) -> None:  # noqa: FBT001
     async with a_bad_owner(Peer.silence) as port:
         target = a_silent_port() if is_gone else port
 
@@ -749,12 +749,16 @@ async def test_a_connection_that_does_not_come_about_in_time_is_a_link_that_is_d
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never, raising=False)
 
+    # Renewals, which have no connection yet, do not mind.
     with pytest.raises(LinkDown, match=r"within 0\.2 s"):
-        await fetch(a_location(1), config=impatient())
+        await fetch(a_location(1), config=impatient(renew_interval_s=0.02))
 
 
 @pytest.mark.parametrize("is_reset", [True, False], ids=["reset", "closed"])
-def test_an_owner_that_dies_in_the_middle_is_noticed_at_once(run: Run, is_reset: bool) -> None:
+def test_an_owner_that_dies_in_the_middle_is_noticed_at_once(
+    run: Run,
+    is_reset: bool,  # noqa: FBT001
+) -> None:
     piece = pieces_of(a_manifest())[0]
 
     async def handler(peer: Peer) -> None:
@@ -790,6 +794,31 @@ def test_an_owner_that_falls_silent_is_stalled(run: Run, said: bytes) -> None:
                 await fetch(a_location(port), config=impatient(connections=1))
 
     run(main())
+
+
+async def test_a_break_of_the_connection_that_carries_the_lease_is_noticed() -> None:
+    """It has nothing more to bring, but without it the lease of the other ones would end."""
+    pieces = pieces_of(a_manifest(BLOCK))
+
+    async def handler(peer: Peer) -> None:
+        request = await peer.request()
+        if request.ranges == ((0, 1, 1),):
+            await peer.send(ACCEPTED, a_part(pieces[0], 0), REPORT)
+            await peer.request()
+            await eventually(lambda: len(received.pieces) == 1)
+            peer.reset()
+        else:
+            await peer.send(ACCEPTED)
+            await peer.silence()
+
+    received = Received()
+    async with a_bad_owner(handler) as port:
+        with pytest.raises(LinkDown):
+            await fetch(
+                a_location(port, a_manifest(BLOCK)),
+                received=received,
+                config=a_config(renew_interval_s=0.02),
+            )
 
 
 async def test_an_owner_that_does_not_read_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:

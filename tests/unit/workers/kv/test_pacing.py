@@ -64,7 +64,7 @@ class ScriptedBudget:
         self._answers = answers
         self.calls = 0
 
-    async def take(self, want_bytes: int) -> BudgetGrant:
+    async def take(self, want_bytes: int) -> BudgetGrant:  # noqa: ARG002
         answer = self._answers[self.calls % len(self._answers)]
         self.calls += 1
         if answer is None:

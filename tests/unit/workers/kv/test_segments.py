@@ -137,7 +137,7 @@ async def test_a_report_is_there_once_the_segment_is_complete() -> None:
 @pytest.mark.parametrize(
     ("end", "error"),
     [
-        (lambda store, segment: segment.fail("internal_error", "boom"), SegmentFailed),
+        (lambda _store, segment: segment.fail("internal_error", "boom"), SegmentFailed),
         (lambda store, segment: store.abort(segment, "cancelled"), SegmentFailed),
         (lambda store, segment: store.release(segment), SegmentStale),
     ],
@@ -441,6 +441,33 @@ def test_a_hook_may_let_the_writer_go() -> None:
     store.release(segment)
 
     assert store.held_bytes == 0
+
+
+def test_releasing_or_aborting_twice_is_doing_it_once() -> None:
+    dropped: list[str] = []
+    store = a_store(on_drop=lambda _segment, cause: dropped.append(cause))
+    released, aborted = store.open(a_manifest()), store.open(a_manifest())
+
+    for _ in range(2):
+        store.release(released)
+        released.drop("expired")
+        store.abort(aborted, "cancelled")
+
+    assert dropped == ["released", "failed"]
+    assert (released.state, aborted.state) == ("released", "failed")
+
+
+def test_what_a_segment_and_its_store_say_of_themselves_is_counts() -> None:
+    store = a_store()
+    segment = store.open(a_manifest())
+
+    said = f"{segment!r} {store!r}"
+
+    assert said == (
+        "<Segment generation 1, filling: 0 of 7 chunks, 0 readers> "
+        "<SegmentStore 1 known, 6312 bytes held>"
+    )
+    assert segment.segment_id not in said
 
 
 def test_integrity_notices_a_wrong_account() -> None:

@@ -283,7 +283,7 @@ async def test_a_reader_somewhere_unknown_is_refused(owner: TestOwner) -> None:
 @pytest.mark.parametrize(
     ("end", "code"),
     [
-        (lambda owner, one: one.fail("internal_error", "boom"), "segment_failed"),
+        (lambda _owner, one: one.fail("internal_error", "boom"), "segment_failed"),
         (lambda owner, one: owner.store.abort(one, "cancelled"), "segment_failed"),
         (lambda owner, one: owner.store.release(one), "segment_stale"),
     ],
@@ -316,7 +316,7 @@ async def test_a_connection_serves_on_after_a_failure(owner: TestOwner) -> None:
 
 
 async def test_a_lease_that_ends_under_a_waiting_reader_ends_the_fetch() -> None:
-    config = impatient(lease_s=0.3)
+    config = impatient(lease_s=0.3, renew_interval_s=0.1)
     async with an_owner(config=config) as owner, a_reader(owner) as raw:
         _, location = owner.open()
         await raw.ask(a_fetch_request(location))
@@ -565,7 +565,10 @@ async def test_a_byte_now_and_then_does_not_keep_a_request_open() -> None:
 
 
 async def test_a_reader_that_stays_without_asking_is_closed_after_a_lease() -> None:
-    async with an_owner(config=impatient(lease_s=0.3)) as owner, a_reader(owner) as raw:
+    async with (
+        an_owner(config=impatient(lease_s=0.3, renew_interval_s=0.1)) as owner,
+        a_reader(owner) as raw,
+    ):
         _, location = owner.filled()
         await raw.ask(a_report_request(location))
         await raw.answer()
@@ -739,6 +742,15 @@ async def test_a_location_says_all_a_reader_needs(owner: TestOwner) -> None:
     )
     assert (location.host, location.port) == (HOST, owner.server.port)
     assert location.manifest == segment.manifest
+
+
+async def test_a_server_says_how_many_readers_it_has(owner: TestOwner) -> None:
+    async with a_reader(owner):
+        await eventually(lambda: owner.server.connections == 1)
+
+        assert repr(owner.server) == (
+            "<KvServer 1 connections, <SegmentStore 0 known, 0 bytes held>>"
+        )
 
 
 def test_a_preface_is_twelve_bytes() -> None:
