@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds
-from controlplane.errors import Draining, MalformedRequest, SegmentFailed, WorkerRefused
+from controlplane.errors import (
+    Draining,
+    MalformedRequest,
+    SegmentFailed,
+    TransferError,
+    WorkerRefused,
+)
 from controlplane.observe.logs import get_logger
 from controlplane.wire import KvLocation, KvManifest, PrefillJob, PrefillReport
 from workers.engine import Engine
@@ -88,7 +95,7 @@ class PrefillService:
         )
         self._jobs[job.request_id] = task
         self._segment_of[job.request_id] = segment
-        task.add_done_callback(lambda _: self._ended(job.request_id, segment))
+        task.add_done_callback(lambda ended: self._ended(job.request_id, segment, ended))
         location = self._locate(segment)
         self._publisher.put(location)
         return location
@@ -142,9 +149,15 @@ class PrefillService:
                 f"a prompt has 1 to {spec.context_tokens_max - 1} tokens, this one {len(tokens)}"
             )
 
-    def _ended(self, job_id: str, segment: Segment) -> None:
+    def _ended(self, job_id: str, segment: Segment, task: asyncio.Task[None]) -> None:
         """The writer lets go, also of a job that was cancelled before its first step."""
         self._jobs.pop(job_id, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # Whatever the engine raised ends this job alone, and its text stays here.
+            cause = type(error).__name__
+            _log.error("prefill.failed", request_id=job_id, cause=cause, exc_info=error)
+            segment.fail(SegmentFailed.code, "the engine could not compute it")
         segment.fail(SegmentFailed.code, "the prefill was aborted")
 
     async def _fill(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> None:
@@ -153,9 +166,9 @@ class PrefillService:
                 report = await self._compute(job, segment, tokens)
         except TimeoutError:
             segment.fail(SegmentFailed.code, "the request's time was over before its prefill")
-        except ValueError as error:
-            segment.fail(SegmentFailed.code, str(error))
-            _log.error("prefill.failed", request_id=job.request_id, cause=type(error).__name__)
+        except TransferError:
+            # The segment was dropped meanwhile: nobody reads it, and the engine stops here.
+            return
         else:
             segment.complete(report)
             self._metrics.prefill_seconds.observe(report.compute_s)
@@ -163,9 +176,9 @@ class PrefillService:
     async def _compute(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> PrefillReport:
         hashes = block_hashes(tokens, block_tokens=self._engine.spec.block_tokens, scope=job.scope)
         run = self._engine.prefill(tokens, hashes)
-        pieces = run.pieces()
-        async for piece in pieces:
-            segment.fill(piece)
+        async with aclosing(run.pieces()) as pieces:
+            async for piece in pieces:
+                segment.fill(piece)
         return PrefillReport(
             queue_s=run.queue_s,
             compute_s=run.compute_s,
