@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test check bench format clean
+.PHONY: help up test coverage check bench format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ up: $(VENV)/.runtime ## Start two datacenters, a router and Redis on this machin
 
 test: $(VENV)/.dev ## Run the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/.dev ## Branch coverage of everything that runs in one process
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q tests/unit tests/contract tests/property tests/model $(ARGS)
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report --fail-under=90
 
 check: $(VENV)/.dev ## Lint, types, import rules
 	@$(BIN)/ruff check .
