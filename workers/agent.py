@@ -50,12 +50,15 @@ class Agent:
         self._links = links
         self._sequence = 0
         self._wants_full = True
+        #: One beat at a time, and none on its way when the goodbye is said.
+        self._turn = asyncio.Lock()
+        self._has_left = False
         self.is_draining = False
 
     async def run(self) -> None:
-        """Beat until cancelled; a store that is away costs nothing but its log line."""
+        """Beat until it has left; a store that is away costs nothing but its log line."""
         is_away = False
-        while True:
+        while not self._has_left:
             is_known = await self.beat()
             if is_known == is_away:
                 is_away = not is_known
@@ -69,6 +72,10 @@ class Agent:
 
     async def beat(self) -> bool:
         """One heartbeat; false when the store did not take it."""
+        async with self._turn:
+            return self._has_left or await self._beat()
+
+    async def _beat(self) -> bool:
         is_full = self._wants_full
         delta = self._engine.take_inventory_delta(is_full=is_full)
         self._sequence += 1
@@ -110,11 +117,20 @@ class Agent:
         self._wants_full = reply.wants_full_inventory
         return True
 
+    async def drain(self) -> None:
+        """Tell the routers at once that this worker takes nothing new. Best effort."""
+        self.is_draining = True
+        await self.beat()
+
     async def leave(self) -> None:
-        """Say goodbye, so that routers need not wait for silence. Best effort."""
-        try:
-            async with asyncio.timeout(self._heartbeat.timeout_s):
-                await self._store.deregister(self._identity.worker_id, self._identity.incarnation)
-        except (StoreError, TimeoutError):
-            # The registration expires by itself.
-            return
+        """Say goodbye, so that routers need not wait for silence. Best effort, and the last word."""
+        self._has_left = True
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._heartbeat.timeout_s):
+                    await self._store.deregister(
+                        self._identity.worker_id, self._identity.incarnation
+                    )
+            except (StoreError, TimeoutError):
+                # The registration expires by itself.
+                return

@@ -196,15 +196,16 @@ def _decode_parts(fleet: FleetConfig, identity: Identity, engine: Engine) -> _Pa
 
 
 async def _drain(parts: _Parts, agent: Agent) -> None:
-    """Take no new jobs, tell the routers, let running jobs end for a while."""
+    """Take no new jobs, tell the routers, let running jobs end for a while, say goodbye."""
     if parts.prefill is not None:
         parts.prefill.is_draining = True
     if parts.decode is not None:
         parts.decode.is_draining = True
-    await agent.leave()
+    await agent.drain()
     deadline_s = asyncio.get_running_loop().time() + _DRAIN_S
     while _is_busy(parts) and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - jobs and leases have no event in common
         await asyncio.sleep(_DRAIN_POLL_S)
+    await agent.leave()
 
 
 def _is_busy(parts: _Parts) -> bool:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from contextlib import aclosing
+from typing import Protocol
 
 from controlplane.config import KvConfig
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds
-from controlplane.errors import DeadlineExceeded, Draining, MalformedRequest, WorkerRefused
+from controlplane.errors import (
+    DeadlineExceeded,
+    Draining,
+    MalformedRequest,
+    WorkerLost,
+    WorkerRefused,
+)
 from controlplane.wire import DecodeJob, DecodeReport, FrameKind
 from workers.engine import Engine, KvImport
 from workers.identity import Identity
@@ -20,8 +26,17 @@ from workers.metrics import WorkerMetrics
 from workers.output import AnswerWriter, FinishReason
 from workers.text import TextStream
 
-#: Sends one frame to the router.
-Send: TypeAlias = Callable[[FrameKind, bytes], Awaitable[None]]
+
+class Send(Protocol):
+    """Sends frames to the router, those of one call together."""
+
+    async def __call__(self, *frames: tuple[FrameKind, bytes]) -> None:
+        """
+        Send them.
+
+        Raises:
+            ConnectionError: The router has gone, or does not read.
+        """
 
 
 class DecodeService:
@@ -147,41 +162,42 @@ class DecodeService:
         ready_s = time.monotonic() - arrived_s
         first_token_s = 0.0
         output_tokens = 0
-        finish_reason: FinishReason = "length"
-        outputs = self._engine.decode(sequence, tokens, job.sampling)
-        async for output in outputs:
-            if not first_token_s:
-                first_token_s = time.monotonic() - arrived_s
-            output_tokens += 1
-            if output.finish_reason == "stop":
-                finish_reason = "stop"
-                break
-            await _send_text(answer, text.push(output.token), send)
-            if text.is_stopped:
-                finish_reason = "stop"
-                break
-            if output.finish_reason is not None:
-                break
-        await outputs.aclose()
+        finish_reason: FinishReason | None = None
+        async with aclosing(self._engine.decode(sequence, tokens, job.sampling)) as outputs:
+            async for output in outputs:
+                if not first_token_s:
+                    first_token_s = time.monotonic() - arrived_s
+                output_tokens += 1
+                finish_reason = output.finish_reason
+                if finish_reason == "stop":
+                    break
+                await _send_text(answer, text.push(output.token), send)
+                if text.is_stopped:
+                    finish_reason = "stop"
+                if finish_reason is not None:
+                    break
+        if finish_reason is None:
+            # An engine that is closed ends its iterators: this answer is cut, not finished.
+            raise WorkerLost("the engine stopped in the middle of the answer")
         await _send_text(answer, text.finish(), send)
         cached_tokens = fetched.prefill.cached_tokens
         last = answer.end(finish_reason, output_tokens=output_tokens, cached_tokens=cached_tokens)
-        await send(FrameKind.CONTENT, last)
         report = DecodeReport(
             finish_reason=finish_reason,
             output_tokens=output_tokens,
-            prompt_tokens_computed=1,
+            prompt_tokens_computed=sequence.prompt_tokens_computed,
             queue_s=max(0.0, first_token_s - ready_s),
             first_token_s=first_token_s,
             finished_s=time.monotonic() - arrived_s,
             transfer=fetched.transfer,
             prefill=fetched.prefill,
         )
-        await send(FrameKind.REPORT, report.model_dump_json().encode())
+        # Together, so that a client that leaves with the end of its answer finds it reported.
+        await send((FrameKind.CONTENT, last), (FrameKind.REPORT, report.model_dump_json().encode()))
 
 
 async def _send_text(answer: AnswerWriter, text: str, send: Send) -> None:
     if text:
         event = answer.delta(text)
         if event:
-            await send(FrameKind.CONTENT, event)
+            await send((FrameKind.CONTENT, event))

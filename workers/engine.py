@@ -100,6 +100,15 @@ class KvImport(Protocol):
     def held_tokens(self) -> int:
         """Leading tokens whose attention KV is already here: a multiple of the block size."""
 
+    @property
+    def prompt_tokens_computed(self) -> int:
+        """
+        Prompt tokens that were computed here, as the thing that computes has counted them.
+
+        0 before the first output token, 1 after it when all other KV was imported. Stays readable
+        after `close`.
+        """
+
     def write(self, piece: KvPiece) -> None:
         """
         Take one piece. Each must come once; the order is free.

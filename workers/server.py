@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from aiohttp import web
@@ -11,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 
 from controlplane.domain.tokens import TokenIds
-from controlplane.errors import MalformedRequest, PrfaasError
+from controlplane.errors import InternalError, MalformedRequest, PrfaasError
 from controlplane.observe.logs import get_logger
 from controlplane.wire import (
     STREAM_CONTENT_TYPE,
@@ -34,6 +35,8 @@ _Job = TypeVar("_Job", bound=BaseModel)
 
 #: A parcel: header and the tokens of the longest prompt at four bytes each.
 _BODY_BYTES_MAX = 64 << 20
+
+_BUG = "the worker failed; its log has the story"
 
 #: A router that does not read for this long has gone.
 _WRITE_TIMEOUT_S = 30.0
@@ -99,9 +102,15 @@ class WorkerServer:
             code = "ok"
         except PrfaasError as error:
             code = error.code
-            failure = DecodeFailure(code=code, message=error.message[:1024])
-            await stream.send(FrameKind.FAILURE, failure.model_dump_json().encode())
             _log.warning("decode.failed", request_id=job.request_id, code=code)
+            await stream.fail(code, error.message)
+        except ConnectionError:
+            # The router has gone: it is told nothing, and nobody else waits.
+            raise
+        except Exception:  # noqa: BLE001 - the edge of a worker: a bug ends one job, never the process
+            code = InternalError.code
+            _log.exception("internal.error", request_id=job.request_id)
+            await stream.fail(code, _BUG)
         finally:
             alive.cancel()
             self._metrics.jobs_total.labels("decode", code).inc()
@@ -129,32 +138,43 @@ class _FrameStream:
         self._has_spoken = False
         self._last = b""
 
-    async def send(self, kind: FrameKind, payload: bytes) -> None:
+    async def send(self, *frames: tuple[FrameKind, bytes]) -> None:
         """
-        Send one frame.
+        Send frames in one piece.
 
         Raises:
             ConnectionError: The router has gone, or does not read.
         """
         self._has_spoken = True
-        frame = pack_frame(kind, payload)
-        if kind is FrameKind.REPORT:
-            self._last = frame
+        packed = b"".join(pack_frame(kind, payload) for kind, payload in frames)
+        if any(kind is FrameKind.REPORT for kind, _ in frames):
+            self._last = packed
             return
-        await self._write(frame)
+        await self._write(packed)
+
+    async def fail(self, code: str, message: str) -> None:
+        """
+        Send why the stream ends badly.
+
+        Raises:
+            ConnectionError: The router has gone, or does not read.
+        """
+        failure = DecodeFailure(code=code, message=message[:1024])
+        await self.send((FrameKind.FAILURE, failure.model_dump_json().encode()))
 
     async def finish(self) -> None:
-        """Send the report, if there is one, and end the answer."""
+        """Send the report, if there is one, with what belongs to it, and end the answer."""
         async with asyncio.timeout(_WRITE_TIMEOUT_S):
             await self._response.write_eof(self._last)
 
     async def keep_alive(self, interval_s: float) -> None:
-        """Break silences, so that the router can tell working from hanging."""
-        while True:
-            self._has_spoken = False
-            await asyncio.sleep(interval_s)
-            if not self._has_spoken:
-                await self._write(pack_frame(FrameKind.ALIVE, b""))
+        """Break silences, so that the router can tell working from hanging; until it has gone."""
+        with suppress(ConnectionError):
+            while True:
+                self._has_spoken = False
+                await asyncio.sleep(interval_s)
+                if not self._has_spoken:
+                    await self._write(pack_frame(FrameKind.ALIVE, b""))
 
     async def _write(self, frame: bytes) -> None:
         try:
@@ -184,7 +204,13 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except PrfaasError as error:
-        body = WorkerError(code=error.code, message=error.message[:1024])
-        return web.Response(
-            status=error.http_status, body=body.model_dump_json(), content_type="application/json"
-        )
+        refusal = error
+    except (web.HTTPException, ConnectionError):
+        raise
+    except Exception:  # noqa: BLE001 - the edge of a worker: a bug becomes a 500 and a log line
+        _log.exception("internal.error")
+        refusal = InternalError(_BUG)
+    body = WorkerError(code=refusal.code, message=refusal.message[:1024])
+    return web.Response(
+        status=refusal.http_status, body=body.model_dump_json(), content_type="application/json"
+    )

@@ -42,6 +42,8 @@ class DecodeRow:
         """
         self.token = token
         self.position = position
+        #: Prompt tokens that were computed in the batch.
+        self.prompt_tokens_computed = 0
         self._dims = dims
         self._first = position
         self._capacity = capacity
@@ -88,6 +90,7 @@ class DecodeRow:
 
     def advance(self, logits: Floats) -> int:
         """Draw the next token and make it the one to compute."""
+        self.prompt_tokens_computed += self.is_first
         self.token = self._sampler.draw(logits, self.position - self._first)
         self.position += 1
         return self.token

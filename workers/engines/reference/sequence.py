@@ -39,6 +39,7 @@ class ImportedSequence:
         self._row: DecodeRow | None = None
         self._output_tokens = 0
         self._output_tokens_max = 0
+        self._prompt_tokens_computed = 0
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -51,6 +52,11 @@ class ImportedSequence:
     def held_tokens(self) -> int:
         """Leading tokens whose attention KV is already here: a multiple of the block size."""
         return self._held_tokens
+
+    @property
+    def prompt_tokens_computed(self) -> int:
+        """Prompt tokens that the batch computed for this sequence, as far as was delivered."""
+        return self._prompt_tokens_computed
 
     def write(self, piece: KvPiece) -> None:
         """
@@ -155,6 +161,7 @@ class ImportedSequence:
         if self._is_closed or self._feed is None:
             return False
         self._output_tokens += 1
+        self._prompt_tokens_computed = self.row.prompt_tokens_computed
         if token == END_OF_TURN:
             self._feed.put(TokenOut(token=token, finish_reason="stop"))
             self.close()

@@ -95,6 +95,21 @@ async def test_counters_tell_what_was_computed(make_engine: MakeEngine) -> None:
     assert decoder.counters().output_tokens_total == 7
 
 
+async def test_a_sequence_tells_what_was_computed_of_its_prompt(make_engine: MakeEngine) -> None:
+    """Counted where it is computed: none before the first token, one after it, also when closed."""
+    prefiller, decoder = make_engine(), make_engine()
+    sequence = await an_import(decoder, a_prompt(100), source=prefiller)
+    before = sequence.prompt_tokens_computed
+
+    stream = decoder.decode(sequence, a_prompt(100), greedy(3))
+    await anext(stream)
+    after_one = sequence.prompt_tokens_computed
+    await tokens_of(stream)
+
+    assert (before, after_one, sequence.prompt_tokens_computed) == (0, 1, 1)
+    assert sequence.is_closed
+
+
 # --- Held blocks ------------------------------------------------------------------------------
 
 
