@@ -31,6 +31,9 @@ from policies.registry import PolicyError, load_policy
 
 _log = get_logger()
 
+#: Records that are finished within this time are written together.
+_RECORD_GATHER_S = 0.01
+
 #: Threads that parse and hash long bodies off the event loop.
 _PARSER_THREADS = 2
 
@@ -73,6 +76,7 @@ async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[Run
         metrics,
         recent_max=fleet.limits.recent_decisions,
         pending_max=fleet.limits.pending_records_max,
+        gather_s=_RECORD_GATHER_S,
     )
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(_PARSER_THREADS, "parser"))

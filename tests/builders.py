@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from controlplane.domain.byte_tokenizer import encode_text
 from controlplane.domain.cluster import ClusterView, LinkView, WorkerView
 from controlplane.domain.decision import RequestFeatures
-from controlplane.wire import WorkerBeat
+from controlplane.domain.tokens import TokenIds
+from controlplane.wire import (
+    DecodeJob,
+    KvLocation,
+    KvManifest,
+    OutputShape,
+    PrefillJob,
+    Sampling,
+    WorkerBeat,
+)
 
 
 def a_worker(worker_id: str = "west/p1", **overrides: Any) -> WorkerView:
@@ -93,3 +103,77 @@ def a_beat(worker_id: str = "west/p1", **overrides: Any) -> WorkerBeat:
         "slots": worker.slots,
     }
     return WorkerBeat(**{**values, **overrides})
+
+
+def a_prompt(length: int = 100) -> TokenIds:
+    """So many letters, as tokens."""
+    return encode_text("x" * length)
+
+
+def a_manifest(**overrides: Any) -> KvManifest:
+    """A segment of 99 tokens, without groups."""
+    values: dict[str, Any] = {
+        "fingerprint": "f",
+        "scope": "scope",
+        "token_count": 99,
+        "block_tokens": 16,
+        "groups": (),
+    }
+    return KvManifest(**{**values, **overrides})
+
+
+def a_location(**overrides: Any) -> KvLocation:
+    """Where a segment is that nobody holds."""
+    values: dict[str, Any] = {
+        "worker_id": "east/p1",
+        "datacenter": "east",
+        "incarnation": "i1",
+        "segment_id": "segment-1",
+        "generation": 1,
+        "host": "127.0.0.1",
+        "port": 1,
+        "lease_s": 30.0,
+        "manifest": a_manifest(),
+    }
+    return KvLocation(**{**values, **overrides})
+
+
+def a_prefill_job(**overrides: Any) -> PrefillJob:
+    """For `east/p1` and a decode worker in west."""
+    values: dict[str, Any] = {
+        "request_id": "req-1.1",
+        "incarnation": "i1",
+        "fingerprint": "f",
+        "scope": "scope",
+        "token_width_bytes": 2,
+        "destination": "west",
+        "deadline_s": 60.0,
+    }
+    return PrefillJob(**{**values, **overrides})
+
+
+def an_output(**overrides: Any) -> OutputShape:
+    """A streamed completion."""
+    values: dict[str, Any] = {
+        "kind": "completion",
+        "response_id": "cmpl-1",
+        "model": "m",
+        "created": 1_700_000_000,
+        "is_stream": True,
+    }
+    return OutputShape(**{**values, **overrides})
+
+
+def a_decode_job(**overrides: Any) -> DecodeJob:
+    """Greedy, sixteen tokens, for `west/d1`."""
+    values: dict[str, Any] = {
+        "request_id": "req-1.1",
+        "incarnation": "i1",
+        "scope": "scope",
+        "token_width_bytes": 2,
+        "location": a_location(),
+        "sampling": Sampling(temperature=0, output_tokens_max=16),
+        "output": an_output(),
+        "deadline_s": 60.0,
+    }
+    return DecodeJob(**{**values, **overrides})

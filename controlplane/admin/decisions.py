@@ -215,15 +215,14 @@ class DecisionLog:
         return tuple(rows)
 
     def _remembered(self, limit: int, before: str | None, error: StoreError) -> DecisionPage:
-        records = self._recorder.recent()
+        ids = self._recorder.recent_ids()
         if before is not None:
-            ids = [record.decision_id for record in records]
-            records = records[ids.index(before) + 1 :] if before in ids else ()
-        page = records[:limit]
+            ids = ids[ids.index(before) + 1 :] if before in ids else ()
+        page = [record for record in map(self._recorder.find, ids[:limit]) if record is not None]
         return DecisionPage(
             source="router_memory",
             detail=f"The store is away ({error.code}): only what this router remembers is listed.",
             decisions=tuple(map(decision_row, page)),
             unreadable=0,
-            next=page[-1].decision_id if len(records) > limit else None,
+            next=page[-1].decision_id if len(ids) > limit else None,
         )

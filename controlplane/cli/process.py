@@ -22,6 +22,7 @@ from controlplane.config import (
 )
 from controlplane.errors import ConfigError
 from controlplane.observe.logs import configure_logs
+from policies.registry import PolicyError, load_policy
 
 #: Exit statuses, listed in docs/cli.md.
 EXIT_FAILED = 1
@@ -65,6 +66,15 @@ def read_fleet(path: Path | None, *, is_supervised: bool = False) -> FleetConfig
         fail(error.message, EXIT_CONFIG)
     except ValidationError as error:
         fail(f"fleet: {describe_validation(error)}", EXIT_CONFIG)
+
+
+def check_policy(fleet: FleetConfig, path: Path | None) -> None:
+    """Refuse a policy that cannot be loaded with a message, before anything is started."""
+    try:
+        load_policy(fleet.router.policy, fleet.router.policy_parameters)
+    except PolicyError as error:
+        file = "" if path is None else f"{path}: "
+        fail(f"{file}router.policy: {error}", EXIT_CONFIG)
 
 
 def need_redis(environment: Environment) -> str:

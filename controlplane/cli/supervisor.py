@@ -57,6 +57,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._failure = ""
+        self._is_ready = False
 
     @property
     def is_stopping(self) -> bool:
@@ -101,8 +102,9 @@ class Supervisor:
                     with suppress(aiohttp.ClientError, TimeoutError):
                         async with session.get(url) as response:
                             said = await response.json()
-                        seen = (said["prefill_workers"], said["decode_workers"])
+                        seen = (said.get("prefill_workers"), said.get("decode_workers"))
                         if seen == (prefill, decode):
+                            self._is_ready = True
                             return
                     self._check()
                     with suppress(TimeoutError):
@@ -186,12 +188,13 @@ class Supervisor:
         if self._stop.is_set():
             return
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        if child.name == "router" or not self._is_ready:
+            self._failure = f"{child.name} ended ({how}); its log is above"
+            self._stop.set()
+            return
         self._console.print(
             f"[bold red]{child.name} ended[/] ({how}); requests go on without it", highlight=False
         )
-        if child.name == "router":
-            self._failure = f"the router ended ({how})"
-            self._stop.set()
 
     def _check(self) -> None:
         if self._failure:

@@ -13,6 +13,7 @@ from rich.console import Console
 from controlplane.cli.process import (
     EXIT_CONFIG,
     EXIT_FAILED,
+    check_policy,
     fail,
     fleet_option,
     read_environment,
@@ -54,6 +55,7 @@ def up(*, fleet_path: Path | None) -> None:
     """Start Redis, a router and all workers of a fleet on this machine; Ctrl-C stops them."""
     environment = read_environment()
     fleet = read_fleet(fleet_path)
+    check_policy(fleet, fleet_path)
     _check_ports(fleet)
     try:
         asyncio.run(_up(fleet, environment))
@@ -123,12 +125,19 @@ def _command() -> str:
 
 
 def _check_ports(fleet: FleetConfig) -> None:
-    """Say that a port is taken before anything starts."""
+    """Say that a port cannot be used before anything starts."""
     config = fleet.router
+    if (config.host, config.port) == (config.admin_host, config.admin_port):
+        fail(
+            f"router.port and router.admin_port are both {config.port}. Set two different ones.",
+            EXIT_CONFIG,
+        )
     for name, host, port in (
         ("router.port", config.host, config.port),
         ("router.admin_port", config.admin_host, config.admin_port),
     ):
+        if port == 0:
+            fail(f"{name} is 0, a port that nobody could know. Set another {name}.", EXIT_CONFIG)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -32,13 +32,15 @@ from controlplane.errors import (
 )
 from controlplane.observe.logs import get_logger
 from controlplane.router.dispatcher import Dispatcher
-from controlplane.router.flight import Flight, Incoming
+from controlplane.router.flight import Flight
+from controlplane.router.incoming import Incoming
 from controlplane.wire import OutputShape
 
 _log = get_logger()
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_REQUEST_ID = web.RequestKey("request_id", str)
 _CLIENT_ID_MAX = 128
 _PREFIX: Mapping[str, str] = {"chat": "chatcmpl-", "completion": "cmpl-"}
 
@@ -99,7 +101,7 @@ class EdgeServer:
     ) -> web.StreamResponse:
         accepted_s = time.monotonic()
         at = time.time()
-        request_id: str = request["request_id"]
+        request_id = request[_REQUEST_ID]
         body = await self._read(request)
         parsed = await self._parse(kind, body)
         shape = OutputShape(
@@ -134,9 +136,14 @@ class EdgeServer:
         sink = StreamSink(
             request, incoming.request_id, write_timeout_s=self._limits.client_write_timeout_s
         )
-        flight = await self._dispatcher.dispatch(incoming, sink)
+        try:
+            flight = await self._dispatcher.dispatch(incoming, sink)
+        finally:
+            sink.close()
         if not sink.is_begun:
             return _error_response(_error_of(flight), incoming.request_id, flight.headers)
+        if sink.has_left:
+            return sink.response
         if flight.error is not None:
             sink.response.force_close()
         await sink.response.write_eof()
@@ -203,6 +210,8 @@ class EdgeServer:
                 param="content-encoding",
             )
         try:
+            if request.content.is_eof():
+                return await request.read()  # it is here: nothing is waited for
             async with asyncio.timeout(self._limits.body_timeout_s):
                 return await request.read()
         except TimeoutError as error:
@@ -227,7 +236,7 @@ class EdgeServer:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give each request its id, and each failure its shape."""
         request_id = _new_request_id()
-        request["request_id"] = request_id
+        request[_REQUEST_ID] = request_id
         try:
             answer = await handler(request)
         except PrfaasError as error:

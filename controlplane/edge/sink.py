@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -13,13 +14,23 @@ from controlplane.router.sink import ClientLeftError
 
 
 class StreamSink:
-    """Server-sent events, written as they come, with a deadline for each write."""
+    """
+    Server-sent events, written as they come, with a deadline for each write.
+
+    One timer watches all writes of a stream: a timeout around each would cost as much as the write.
+    """
 
     def __init__(self, request: web.Request, request_id: str, *, write_timeout_s: float) -> None:
         self._request = request
         self._request_id = request_id
         self._write_timeout_s = write_timeout_s
         self._response: web.StreamResponse | None = None
+        self._loop = asyncio.get_running_loop()
+        self._watch: asyncio.TimerHandle | None = None
+        #: When the write under way is too late, by the loop's clock.
+        self._due_s = math.inf
+        #: Nothing can be sent any more.
+        self.has_left = False
 
     @property
     def is_begun(self) -> bool:
@@ -47,18 +58,47 @@ class StreamSink:
         except ConnectionError as error:
             raise ClientLeftError from error
         self._response = response
+        self._watch = self._loop.call_later(self._write_timeout_s, self._look)
 
     async def write(self, data: bytes) -> None:
         """Send bytes; a client that does not read for too long has left."""
+        self._due_s = self._loop.time() + self._write_timeout_s
         try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await self.response.write(data)
-        except (ConnectionError, TimeoutError) as error:
+            await self.response.write(data)
+        except ConnectionError as error:
+            self._drop()
             raise ClientLeftError from error
+        finally:
+            self._due_s = math.inf
 
     async def fail(self, error: PrfaasError) -> None:
         """Send an error event; nothing follows it, least of all [DONE]."""
         await self.write(b"event: error\ndata: " + error_body(error, self._request_id) + b"\n\n")
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _look(self) -> None:
+        """Whether the write under way has waited for too long; its end comes as an error then."""
+        now_s = self._loop.time()
+        if now_s >= self._due_s:
+            self._drop()
+        else:
+            next_s = min(self._due_s, now_s + self._write_timeout_s)
+            self._watch = self._loop.call_at(next_s, self._look)
+
+    def _drop(self) -> None:
+        """
+        Close the connection at once.
+
+        A client that does not read holds buffers as long as its connection is open, and what it
+        finds there later must not look like a whole answer.
+        """
+        self.has_left = True
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
 
 class WholeSink:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,12 +23,16 @@ class RouterMetrics:
             ["outcome", "code"],
             registry=registry,
         )
+        #: One of them by its labels; remembered.
+        self.requests = cache(self.requests_total.labels)
         self.decisions_total = Counter(
             "prfaas_decisions_total",
             "Decisions by policy, reason and whether prefill left the datacenter.",
             ["policy", "reason", "offloaded"],
             registry=registry,
         )
+        #: One of them by its labels. Remembered, because finding it takes longer than counting.
+        self.decisions = cache(self.decisions_total.labels)
         self.decision_seconds = Histogram(
             "prfaas_decision_seconds",
             "Time of one decision, prefix matching included.",
@@ -41,6 +46,8 @@ class RouterMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        #: One of them by its label; remembered.
+        self.ttft = cache(self.ttft_seconds.labels)
         self.duration_seconds = Histogram(
             "prfaas_request_duration_seconds",
             "Request accepted to its end.",

@@ -7,7 +7,8 @@ import asyncio
 from controlplane.domain.lifecycle import ClientGone, DeadlinePassed, RouterFault
 from controlplane.errors import Draining, PrfaasError, Shed
 from controlplane.observe.logs import get_logger
-from controlplane.router.flight import Flight, Incoming
+from controlplane.router.flight import Flight
+from controlplane.router.incoming import Incoming
 from controlplane.router.services import Services
 from controlplane.router.sink import ClientSink
 
@@ -53,24 +54,34 @@ class Dispatcher:
         self._sequence += 1
         flight = Flight(self._services, incoming, sink, sequence=self._sequence)
         try:
-            # A duration, because the loop's own clock may be another and ticks in milliseconds.
-            async with asyncio.timeout(incoming.deadline_s - self._services.clock()):
-                await flight.fly()
-        except TimeoutError:
-            flight.end(DeadlinePassed())
-            if sink.is_begun and flight.error is not None:
-                await sink.fail(flight.error)
+            await self._fly(flight, incoming)
+            await flight.tell()
         except asyncio.CancelledError:
             flight.end(ClientGone())
             raise
         except Exception:  # noqa: BLE001 - the edge of the router: a bug ends one request, never the process
-            _log.exception(
-                "internal.error", request_id=incoming.request_id, story=flight.life.story
-            )
-            flight.end(RouterFault())
+            _fault(flight, incoming)
+            try:
+                await flight.tell()
+            except Exception:  # noqa: BLE001 - the same edge: the bug is where it should be told
+                _fault(flight, incoming)
         finally:
             self._leave()
         return flight
+
+    async def _fly(self, flight: Flight, incoming: Incoming) -> None:
+        """Fly until the life is over or its time is."""
+        left_s = incoming.deadline_s - self._services.clock()
+        if left_s <= 0:
+            # The timeout below would strike at the first wait, when work may have been started.
+            flight.end(DeadlinePassed())
+            return
+        try:
+            # A duration, because the loop's own clock may be another and ticks in milliseconds.
+            async with asyncio.timeout(left_s):
+                await flight.fly()
+        except TimeoutError:
+            flight.end(DeadlinePassed())
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new requests; true when all in flight have ended in time."""
@@ -102,3 +113,9 @@ class Dispatcher:
         self._services.metrics.requests_in_flight.dec()
         if self._in_flight == 0:
             self._idle.set()
+
+
+def _fault(flight: Flight, incoming: Incoming) -> None:
+    """A bug: the log has its story, and what the request held is given back."""
+    _log.exception("internal.error", request_id=incoming.request_id, story=flight.life.story)
+    flight.end(RouterFault())

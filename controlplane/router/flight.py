@@ -7,15 +7,14 @@ the policy's answer, and what a failure means is an error class that becomes one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import asyncio
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView, link_id
 from controlplane.domain.decision import Placement, RequestFeatures
-from controlplane.domain.prefix import BlockHash
-from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
     TRANSFER_ERRORS,
     PeerError,
@@ -24,6 +23,7 @@ from controlplane.errors import (
     WorkerRefused,
     error_for,
 )
+from controlplane.router.incoming import Incoming
 from controlplane.router.records import Attempt, DecisionRecord, Timeline
 from controlplane.router.services import Services
 from controlplane.router.sink import ClientLeftError, ClientSink
@@ -35,14 +35,15 @@ from controlplane.wire import (
     DecodeReport,
     FrameKind,
     KvLocation,
-    OutputShape,
     PrefillJob,
     Reservation,
-    Sampling,
 )
 
 #: What a client is asked to wait after a failure that another attempt may not meet.
 _RETRY_AFTER_S = 1.0
+
+#: After a whole answer its connection is read to the end for so long; a worker ends both at once.
+_REST_S = 1.0
 
 #: A reservation outlives its request's deadline by this, so that only a lost release expires.
 _RESERVATION_SLACK_S = 5.0
@@ -50,30 +51,6 @@ _RESERVATION_SLACK_S = 5.0
 #: The claim on prefill and link lives so many times the predicted time to the first token: by then
 #: the worker's own heartbeats count what is left of it.
 _PREFILL_TTL_FACTOR = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
-    """A request as the edge hands it over: parsed, tokenized, hashed."""
-
-    request_id: str
-    decision_id: str
-    client_request_id: str | None
-    #: The prompt, whole.
-    tokens: TokenIds
-    #: Block hashes of all tokens but the last.
-    hashes: tuple[BlockHash, ...]
-    block_tokens: int
-    scope: str
-    sampling: Sampling
-    output: OutputShape
-    #: Monotonic time of acceptance and of the end of parsing.
-    accepted_s: float
-    parsed_s: float
-    #: Wall-clock time of acceptance, Unix seconds.
-    at: float
-    #: Monotonic time when it must be over.
-    deadline_s: float
 
 
 class Flight:
@@ -88,7 +65,8 @@ class Flight:
         self._sequence = sequence
         self.life, self._todo = life.begin(services.limits.redispatch_max)
         self._attempts: list[Attempt] = []
-        self._timeline = Timeline(parsed_s=incoming.parsed_s - incoming.accepted_s)
+        #: What the record's `Timeline` is made of, as far as it has happened.
+        self._times = {"parsed_s": incoming.parsed_s - incoming.accepted_s}
         self._prefill: WorkerView | None = None
         self._decode: WorkerView | None = None
         self._claim: Claim | None = None
@@ -99,6 +77,9 @@ class Flight:
         self._first: list[tuple[FrameKind, bytes]] = []
         self._decode_sent_s = 0.0
         self._report: DecodeReport | None = None
+        #: The client has the whole answer; what else could end the life came too late.
+        self._answered: life.StreamEnded | None = None
+        self._is_told = False
         self._failure = ""
         #: Set when the answer has to be an error; the edge turns it into a status.
         self.error: PrfaasError | None = None
@@ -121,8 +102,7 @@ class Flight:
     async def fly(self) -> None:
         """Perform instructions until the life is over."""
         while self._todo:
-            instruction, *rest = self._todo
-            self._todo = tuple(rest)
+            instruction, self._todo = self._todo[0], self._todo[1:]
             event = await self._perform(instruction)
             if event is not None:
                 self._advance(event)
@@ -139,7 +119,7 @@ class Flight:
                 self._perform_at_once(instruction)
             self._todo = ()
             return
-        self._advance(event)
+        self._advance(self._answered or event)
         for instruction in self._todo:
             self._perform_at_once(instruction)
         self._todo = ()
@@ -148,7 +128,7 @@ class Flight:
         before = self.life
         self.life, more = life.advance(before, event)
         self._todo = (*self._todo, *more)
-        is_retry = any(isinstance(instruction, life.Decide) for instruction in more)
+        is_retry = life.Decide in map(type, more)
         if (is_retry or self.life.state.is_terminal) and self._attempts:
             name = type(event).__name__
             if not isinstance(event, life.StreamEnded):
@@ -209,14 +189,16 @@ class Flight:
         )
         attempt = services.decide(features)
         self._attempts.append(attempt)
-        self._timeline = replace(self._timeline, decided_s=self._elapsed_s())
+        self._times["decided_s"] = self._elapsed_s()
         placement = attempt.decision.placement
         if placement is None:
             self._failure = attempt.decision.explanation
             return life.NoPlacement()
         self._prefill = attempt.view.worker(placement.prefill_worker)
         self._decode = attempt.view.worker(placement.decode_worker)
-        self._claim = _claim_of(attempt, placement)
+        assert self._prefill is not None, "a policy chooses among the workers of the view"
+        assert self._decode is not None, "a policy chooses among the workers of the view"
+        self._claim = _claim_of(attempt, placement, self._prefill, self._decode)
         services.tracker.claim(self._claim)
         self._is_prefill_claimed = True
         return life.Placed(placement.prefill_worker, placement.decode_worker)
@@ -254,7 +236,7 @@ class Flight:
             self._services.metrics.store_errors_total.labels("reserve").inc()
             self._services.tracker.store_lost()
             return life.Reserved()
-        self._timeline = replace(self._timeline, reserved_s=self._elapsed_s())
+        self._times["reserved_s"] = self._elapsed_s()
         if reply.refused_by is None:
             return life.Reserved()
         self._reservation = None
@@ -286,7 +268,7 @@ class Flight:
         except PeerError as error:
             self._failure = error.message
             return life.PrefillWorkerLost()
-        self._timeline = replace(self._timeline, prefill_accepted_s=self._elapsed_s())
+        self._times["prefill_accepted_s"] = self._elapsed_s()
         return life.PrefillAccepted()
 
     async def _start_decode(self) -> life.Event:
@@ -324,7 +306,7 @@ class Flight:
         kind, payload = frames[0]
         if kind is FrameKind.CONTENT:
             self._first = frames
-            self._timeline = replace(self._timeline, first_token_s=self._elapsed_s())
+            self._times["first_token_s"] = self._elapsed_s()
             self._release_prefill_claim()
             return life.FirstToken()
         return self._failed_decode(payload)
@@ -336,10 +318,10 @@ class Flight:
             await self._sink.begin(self.headers)
             while batch:
                 event = await self._copy(batch)
+                if isinstance(event, life.StreamEnded):
+                    self._answered = event
+                    await self._read_rest(self._stream)
                 if event is not None:
-                    # Reading to the end lets the connection serve the next request.
-                    while await self._stream.frames():
-                        pass
                     return event
                 batch = await self._stream.frames()
         except ClientLeftError:
@@ -349,6 +331,16 @@ class Flight:
             return life.DecodeWorkerLost()
         self._failure = "the decode worker ended its stream without a report"
         return life.DecodeWorkerLost()
+
+    async def _read_rest(self, stream: DecodeStream) -> None:
+        """Reading to the end lets the connection serve the next request; it is worth no wait."""
+        try:
+            async with asyncio.timeout(_REST_S):
+                while await stream.frames():
+                    pass
+        except (PeerError, TimeoutError):
+            # The answer was complete before: nothing that comes after it can harm it.
+            return
 
     async def _copy(self, batch: list[tuple[FrameKind, bytes]]) -> life.Event | None:
         """Content goes to the client as it is; a report or a failure ends the stream."""
@@ -371,9 +363,7 @@ class Flight:
             return life.DecodeWorkerLost()
         if not self._incoming.output.is_stream:
             # The whole answer came at once; its first token was earlier.
-            self._timeline = replace(
-                self._timeline, first_token_s=self._decode_sent_s + self._report.first_token_s
-            )
+            self._times["first_token_s"] = self._decode_sent_s + self._report.first_token_s
         return life.StreamEnded()
 
     def _failed_decode(self, payload: bytes) -> life.Event:
@@ -392,12 +382,18 @@ class Flight:
 
     async def _fail(self, code: str) -> None:
         self.error = self._error(code)
-        if self._sink.is_begun:
-            try:
-                await self._sink.fail(self.error)
-            except ClientLeftError:
-                # It cannot be told; the record has the code.
-                self._failure = self._failure or "the client left before it could be told"
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Send the error event of an answer that has begun, once."""
+        if self.error is None or self._is_told or not self._sink.is_begun:
+            return
+        self._is_told = True
+        try:
+            await self._sink.fail(self.error)
+        except ClientLeftError:
+            # It cannot be told; the record has the code.
+            self._failure = self._failure or "the client left before it could be told"
 
     # --- Ends ---------------------------------------------------------------------------------
 
@@ -447,7 +443,7 @@ class Flight:
             code=code,
             detail=self._failure if outcome != "done" else "",
             attempts=tuple(self._attempts),
-            timeline=replace(self._timeline, finished_s=self._elapsed_s()),
+            timeline=Timeline(**self._times, finished_s=self._elapsed_s()),
             report=self._report,
             story=self.life.story,
         )
@@ -482,13 +478,17 @@ _SAID = {
 }
 
 
-def _claim_of(attempt: Attempt, placement: Placement) -> Claim:
+def _claim_of(
+    attempt: Attempt, placement: Placement, prefill: WorkerView, decode: WorkerView
+) -> Claim:
     prediction = attempt.decision.prediction
     assert prediction is not None
     return Claim(
-        prefill_worker=placement.prefill_worker,
+        prefill_worker=prefill.worker_id,
+        prefill_incarnation=prefill.incarnation,
         prefill_tokens=prediction.uncached_tokens,
-        decode_worker=placement.decode_worker,
+        decode_worker=decode.worker_id,
+        decode_incarnation=decode.incarnation,
         link=link_id(placement.prefill_datacenter, placement.decode_datacenter)
         if placement.is_offloaded
         else None,

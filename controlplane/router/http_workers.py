@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from weakref import WeakSet
 
 import aiohttp
 from pydantic import ValidationError
@@ -32,11 +33,12 @@ class HttpDecodeStream:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self._reader = FrameReader()
+        self._is_closed = False
 
     async def frames(self) -> list[tuple[FrameKind, bytes]]:
         """The next frames; see the contract."""
         try:
-            while data := await self._response.content.readany():
+            while not self._is_closed and (data := await self._response.content.readany()):
                 frames = self._reader.feed(data)
                 if frames:
                     return frames
@@ -44,7 +46,8 @@ class HttpDecodeStream:
             raise WorkerTimeout(
                 "the decode worker fell silent in the middle of a stream"
             ) from error
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
+            # A RuntimeError is what aiohttp makes of reading a connection that was closed here.
             raise WorkerLost("the connection to the decode worker broke") from error
         except ValueError as error:
             raise WorkerLost(f"the decode worker sent a malformed stream: {error}") from error
@@ -52,6 +55,11 @@ class HttpDecodeStream:
 
     def close(self) -> None:
         """Drop the connection, unless the answer is complete: then it is kept for the next job."""
+        self._is_closed = True
+        self._response.close()
+
+    def break_off(self) -> None:
+        """Drop the connection under a reader's feet: what it asks for next is lost."""
         self._response.close()
 
 
@@ -76,6 +84,7 @@ class HttpWorkerClient:
             read_bufsize=1 << 18,
             timeout=aiohttp.ClientTimeout(total=None),  # set per call below
         )
+        self._streams: WeakSet[HttpDecodeStream] = WeakSet()
         self._prefill_timeout = aiohttp.ClientTimeout(
             total=limits.prefill_accept_timeout_s, connect=limits.connect_timeout_s
         )
@@ -87,6 +96,7 @@ class HttpWorkerClient:
 
     async def prefill(self, url: str, job: PrefillJob, tokens: TokenIds) -> KvLocation:
         """Start a prefill; see the contract."""
+        self._check_open()
         body = pack_parcel(job, tokens.data)
         try:
             async with self._session.post(
@@ -96,7 +106,7 @@ class HttpWorkerClient:
                 timeout=self._prefill_timeout,
                 allow_redirects=False,
             ) as response:
-                answer = await response.content.read(_ANSWER_BYTES_MAX)
+                answer = await _whole(response)
                 if response.status != _OK:
                     raise _refusal(answer, "prefill")
                 return KvLocation.model_validate_json(answer)
@@ -105,7 +115,8 @@ class HttpWorkerClient:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise WorkerLost("no connection to the prefill worker, or it broke") from error
         except ValidationError as error:
-            raise WorkerRefused("the prefill worker answered with a malformed location") from error
+            # It did not refuse, so it may well compute: only a worker that is lost is told to stop.
+            raise WorkerLost("the prefill worker answered with a malformed location") from error
 
     async def abort_prefill(self, url: str, request_id: str) -> None:
         """Stop a prefill; see the contract."""
@@ -115,13 +126,14 @@ class HttpWorkerClient:
                 timeout=self._prefill_timeout,
                 allow_redirects=False,
             ) as response:
-                await response.content.read(_ANSWER_BYTES_MAX)
+                await _whole(response)
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             # The worker is gone, or its lease will end the segment: nothing more can be done here.
             return
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> HttpDecodeStream:
         """Start a decode; see the contract."""
+        self._check_open()
         body = pack_parcel(job, tokens.data)
         try:
             response = await self._session.post(
@@ -133,16 +145,41 @@ class HttpWorkerClient:
             )
             if response.status != _OK:
                 async with response:
-                    raise _refusal(await response.content.read(_ANSWER_BYTES_MAX), "decode")
+                    raise _refusal(await _whole(response), "decode")
         except TimeoutError as error:
             raise WorkerTimeout("the decode worker did not answer in time") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise WorkerLost("no connection to the decode worker, or it broke") from error
-        return HttpDecodeStream(response)
+        stream = HttpDecodeStream(response)
+        self._streams.add(stream)
+        return stream
+
+    def _check_open(self) -> None:
+        if self._session.closed:
+            raise WorkerLost("this router is stopping and has closed its connections")
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, those of open streams too."""
+        for stream in tuple(self._streams):
+            stream.break_off()
         await self._session.close()
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """
+    An answer's body.
+
+    Raises:
+        aiohttp.ClientPayloadError: More than any worker has to say.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while data := await response.content.readany():
+        parts.append(data)
+        size += len(data)
+        if size > _ANSWER_BYTES_MAX:
+            raise aiohttp.ClientPayloadError(f"an answer has more than {_ANSWER_BYTES_MAX} bytes")
+    return b"".join(parts)
 
 
 def _refusal(answer: bytes, role: str) -> PeerError:

@@ -93,6 +93,7 @@ class MemoryDecodeStream:
         self._on_report = on_report
         self._on_close = on_close
         self._is_closed = False
+        self._is_broken = False
 
     def __repr__(self) -> str:
         return f"<MemoryDecodeStream {len(self._steps)} steps left>"
@@ -103,16 +104,16 @@ class MemoryDecodeStream:
             step = self._steps.popleft()
             if isinstance(step, Gate):
                 await step.wait()
-                continue
-            if isinstance(step, Exception):
+            elif isinstance(step, Exception):
                 self.close()
                 raise step
-            if any(kind is FrameKind.REPORT for kind, _ in step):
-                self._on_report()
-            return list(step)
-        if self._is_closed and self._steps:
-            raise WorkerLost("the stream was closed on this side")
+            else:
+                if any(kind is FrameKind.REPORT for kind, _ in step):
+                    self._on_report()
+                return list(step)
         self.close()
+        if self._is_broken:
+            raise WorkerLost("the connection was closed")
         return []
 
     def close(self) -> None:
@@ -120,6 +121,11 @@ class MemoryDecodeStream:
         if not self._is_closed:
             self._is_closed = True
             self._on_close(self)
+
+    def break_off(self) -> None:
+        """The connection breaks: whoever reads on is told."""
+        self._is_broken = self._is_broken or not self._is_closed
+        self.close()
 
 
 class MemoryWorkerClient:
@@ -132,7 +138,7 @@ class MemoryWorkerClient:
         self.held: set[tuple[str, str]] = set()
         #: Streams that neither side has closed.
         self.open_streams: set[MemoryDecodeStream] = set()
-        self.is_closed = False
+        self._is_closed = False
         self._prefills: defaultdict[str, deque[tuple[Step | KvLocation, ...]]] = defaultdict(deque)
         self._decodes: defaultdict[str, deque[_Decode]] = defaultdict(deque)
         self._aborts: defaultdict[str, deque[tuple[Gate, ...]]] = defaultdict(deque)
@@ -165,6 +171,7 @@ class MemoryWorkerClient:
 
     async def prefill(self, url: str, job: PrefillJob, tokens: TokenIds) -> KvLocation:
         """Start a prefill; see the contract."""
+        self._check_open()
         self.calls.append(
             Call(kind="prefill", url=url, request_id=job.request_id, job=job, tokens=tokens)
         )
@@ -189,6 +196,7 @@ class MemoryWorkerClient:
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> MemoryDecodeStream:
         """Start a decode; see the contract."""
+        self._check_open()
         self.calls.append(
             Call(kind="decode", url=url, request_id=job.request_id, job=job, tokens=tokens)
         )
@@ -204,10 +212,14 @@ class MemoryWorkerClient:
         return stream
 
     async def close(self) -> None:
-        """Close all streams."""
-        self.is_closed = True
+        """Break all streams off; see the contract."""
+        self._is_closed = True
         for stream in tuple(self.open_streams):
-            stream.close()
+            stream.break_off()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise WorkerLost("this client was closed")
 
     def _released(self, request_id: str) -> None:
         """A decoder that answered to the end has let the segment go before."""

@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 
 from pydantic import TypeAdapter
-from pydantic_core import to_json
 
 from controlplane.domain.cluster import ClusterView
 from controlplane.domain.decision import Decision, RequestFeatures
@@ -83,7 +82,9 @@ _ADAPTER = TypeAdapter(DecisionRecord)
 
 def encode_record(record: DecisionRecord) -> bytes:
     """The record as JSON."""
-    return to_json(record)
+    # By its schema, which takes two thirds of the time of finding out what each value is. Without
+    # warnings: a policy may give a list where the schema has a tuple, and JSON has arrays alone.
+    return _ADAPTER.dump_json(record, warnings="none")
 
 
 def decode_record(data: bytes) -> DecisionRecord:

@@ -52,7 +52,7 @@ class Services:
         decision = self.policy.decide(features, view, Random(seed))
         self.metrics.decision_seconds.observe(self.clock() - began_s)
         is_offloaded = decision.placement is not None and decision.placement.is_offloaded
-        self.metrics.decisions_total.labels(
+        self.metrics.decisions(
             self.policy.name, decision.reason, "yes" if is_offloaded else "no"
         ).inc()
         return Attempt(
@@ -96,13 +96,13 @@ class Services:
 
     def _measure(self, record: DecisionRecord) -> None:
         metrics, timeline = self.metrics, record.timeline
-        metrics.requests_total.labels(record.outcome, record.code).inc()
+        metrics.requests(record.outcome, record.code).inc()
         metrics.duration_seconds.observe(timeline.finished_s)
         placement = record.attempts[-1].decision.placement if record.attempts else None
         if placement is None or timeline.first_token_s is None:
             return
         offloaded = "yes" if placement.is_offloaded else "no"
-        metrics.ttft_seconds.labels(offloaded).observe(timeline.first_token_s)
+        metrics.ttft(offloaded).observe(timeline.first_token_s)
         if placement.is_offloaded and record.report is not None:
             metrics.kv_egress_bytes_total.labels(
                 placement.prefill_datacenter, placement.decode_datacenter

@@ -7,6 +7,7 @@ synchronous and take their time from an injected clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +23,12 @@ class Claim:
     """What one attempt of a request takes, as predicted when it was decided."""
 
     prefill_worker: str
+    #: The life it was claimed of: a successor owes nothing for it.
+    prefill_incarnation: str
     #: Uncached tokens.
     prefill_tokens: int
     decode_worker: str
+    decode_incarnation: str
     #: None inside a datacenter.
     link: str | None = None
     link_bytes: int = 0
@@ -49,6 +53,7 @@ class _KnownLink:
     goodput_bps: dict[str, float] = field(default_factory=dict)
     rtt_s: dict[str, float] = field(default_factory=dict)
     bytes_total: dict[str, int] = field(default_factory=dict)
+    view: LinkView | None = None
 
 
 class ViewTracker:
@@ -72,6 +77,8 @@ class ViewTracker:
         self._index = PrefixIndex()
         self._epoch = 0
         self._cached: ClusterView | None = None
+        #: When the next suspicion ends, which is a change that nobody tells of.
+        self._forgiven_s = math.inf
         self._heard_s = clock()
         self._is_store_away = True
 
@@ -140,24 +147,25 @@ class ViewTracker:
 
     def claim(self, claim: Claim) -> None:
         """Count a claim until the workers count it themselves."""
-        self._add(claim.prefill_worker, 1, claim.prefill_tokens)
-        self._add(claim.decode_worker, 1, 0)
+        self._add(claim.prefill_worker, claim.prefill_incarnation, 1, claim.prefill_tokens)
+        self._add(claim.decode_worker, claim.decode_incarnation, 1, 0)
         self._add_link(claim.link, claim.link_bytes)
 
     def prefill_done(self, claim: Claim) -> None:
         """The prefill part is over and its bytes have moved; decode goes on."""
-        self._add(claim.prefill_worker, -1, -claim.prefill_tokens)
+        self._add(claim.prefill_worker, claim.prefill_incarnation, -1, -claim.prefill_tokens)
         self._add_link(claim.link, -claim.link_bytes)
 
     def decode_done(self, claim: Claim) -> None:
         """The decode part is over."""
-        self._add(claim.decode_worker, -1, 0)
+        self._add(claim.decode_worker, claim.decode_incarnation, -1, 0)
 
     def suspect(self, worker_id: str) -> None:
         """Give a worker no new work for a while."""
         known = self._known.get(worker_id)
         if known is not None:
             known.suspect_until_s = self._clock() + self._suspect_s
+            self._forgiven_s = min(self._forgiven_s, known.suspect_until_s)
             known.view = None
             self._changed()
 
@@ -173,17 +181,24 @@ class ViewTracker:
     def view(self) -> ClusterView:
         """The current picture; the same tuple of workers until something changes."""
         now_s = self._clock()
+        if now_s >= self._forgiven_s:
+            self._forgive(now_s)
         cached = self._cached
         if cached is None:
             cached = self._cached = ClusterView(
                 epoch=self._epoch,
                 age_s=self.age_s(),
                 home_datacenter=self._home,
+                # A view that is there still holds; after most changes that is all but one or two.
                 workers=tuple(
-                    self._worker_view(self._known[worker_id], now_s)
-                    for worker_id in sorted(self._known)
+                    [
+                        known.view or _worker_view(known, now_s)
+                        for _, known in sorted(self._known.items())
+                    ]
                 ),
-                links=tuple(_link_view(self._links[name]) for name in sorted(self._links)),
+                links=tuple(
+                    [link.view or _link_view(link) for _, link in sorted(self._links.items())]
+                ),
             )
         return cached
 
@@ -224,8 +239,12 @@ class ViewTracker:
             known = self._known[beat.worker_id] = _Known(beat, now_s)
         elif beat.sequence < known.beat.sequence:
             return False
-        elif beat.sequence == known.beat.sequence and not beat.inventory.is_full:
-            return False  # the snapshot and the event stream told the same thing
+        elif beat.sequence == known.beat.sequence:
+            # The snapshot and the event stream told the same thing: it is no new sign of life,
+            # and no claim made since is in it. Only an inventory in full may say more.
+            if beat.inventory.is_full:
+                self._index.apply(beat.worker_id, beat.inventory.to_delta())
+            return False
         known.beat, known.seen_s, known.view = beat, now_s, None
         known.delta_requests = known.delta_tokens = 0
         self._index.apply(beat.worker_id, beat.inventory.to_delta())
@@ -235,6 +254,7 @@ class ViewTracker:
                 link.goodput_bps[beat.worker_id] = report.goodput_bps
                 link.rtt_s[beat.worker_id] = report.rtt_s
                 link.bytes_total[beat.worker_id] = report.bytes_total
+                link.view = None
         return is_new
 
     def _forget(self, worker_id: str) -> None:
@@ -243,10 +263,22 @@ class ViewTracker:
         for link in self._links.values():
             link.goodput_bps.pop(worker_id, None)
             link.rtt_s.pop(worker_id, None)
+            link.bytes_total.pop(worker_id, None)
+            link.view = None
 
-    def _add(self, worker_id: str, requests: int, tokens: int) -> None:
+    def _forgive(self, now_s: float) -> None:
+        """A suspicion is over: the picture is another one."""
+        self._forgiven_s = math.inf
+        for known in self._known.values():
+            if known.suspect_until_s > now_s:
+                self._forgiven_s = min(self._forgiven_s, known.suspect_until_s)
+            elif known.view is not None and known.view.is_suspect:
+                known.view = None
+        self._changed()
+
+    def _add(self, worker_id: str, incarnation: str, requests: int, tokens: int) -> None:
         known = self._known.get(worker_id)
-        if known is not None:
+        if known is not None and known.beat.incarnation == incarnation:
             known.delta_requests += requests
             known.delta_tokens += tokens
             known.view = None
@@ -256,23 +288,18 @@ class ViewTracker:
         link = self._links.get(name) if name else None
         if link is not None:
             link.reserved_bytes = max(0, link.reserved_bytes + link_bytes)
+            link.view = None
             self._changed()
 
     def _changed(self) -> None:
         self._epoch += 1
         self._cached = None
 
-    def _worker_view(self, known: _Known, now_s: float) -> WorkerView:
-        is_suspect = now_s < known.suspect_until_s
-        view = known.view
-        if view is None or view.is_suspect != is_suspect:
-            view = known.view = _worker_view(known, is_suspect=is_suspect)
-        return view
 
-
-def _worker_view(known: _Known, *, is_suspect: bool) -> WorkerView:
+def _worker_view(known: _Known, now_s: float) -> WorkerView:
+    """Make the view of a worker that has changed."""
     beat = known.beat
-    return WorkerView(
+    known.view = WorkerView(
         worker_id=beat.worker_id,
         datacenter=beat.datacenter,
         role=beat.role,
@@ -285,7 +312,7 @@ def _worker_view(known: _Known, *, is_suspect: bool) -> WorkerView:
         slots=beat.slots,
         requests_max=beat.requests_max,
         is_draining=beat.is_draining,
-        is_suspect=is_suspect,
+        is_suspect=now_s < known.suspect_until_s,
         pending_requests=max(0, beat.load.queue_requests + known.delta_requests),
         pending_tokens=max(0, beat.load.queue_tokens + known.delta_tokens),
         prefill_s_per_token=beat.profile.prefill_s_per_token,
@@ -294,10 +321,12 @@ def _worker_view(known: _Known, *, is_suspect: bool) -> WorkerView:
         kv_bytes_per_token=beat.profile.kv_bytes_per_token,
         kv_state_bytes=beat.profile.kv_state_bytes,
     )
+    return known.view
 
 
 def _link_view(link: _KnownLink) -> LinkView:
-    return LinkView(
+    """Make the view of a link that has changed."""
+    link.view = LinkView(
         from_datacenter=link.config.from_datacenter,
         to_datacenter=link.config.to_datacenter,
         capacity_bps=link.config.capacity_bps,
@@ -305,3 +334,4 @@ def _link_view(link: _KnownLink) -> LinkView:
         rtt_s=max(link.rtt_s.values(), default=0.0) or link.config.emulated_delay_ms / 1000,
         reserved_bytes=link.reserved_bytes,
     )
+    return link.view

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from random import Random
 
 from redis.exceptions import RedisError, ResponseError
@@ -78,8 +77,8 @@ class Calls:
             StoreUnavailable: No connection, closed, the breaker is open, or the server refused:
                 out of memory, read-only, no permission, ...
         """
-        async with self._guard(what, self._slow_s if timeout_s is None else timeout_s):
-            replies = await self._connections.exchange(commands)
+        timeout_s = self._slow_s if timeout_s is None else timeout_s
+        replies = await self._exchange(what, self._connections, commands, timeout_s)
         return [reply if _is_wrong_type(reply) else _accepted(what, reply) for reply in replies]
 
     async def ask_one(
@@ -110,8 +109,8 @@ class Calls:
             StoreTimeout: No answer within `wait_s` and a slow call's time.
             StoreUnavailable: As `ask`.
         """
-        async with self._guard(what, wait_s + self._slow_s):
-            (reply,) = await self._waiting.exchange((command,))
+        timeout_s = wait_s + self._slow_s
+        (reply,) = await self._exchange(what, self._waiting, (command,), timeout_s)
         return reply if _is_wrong_type(reply) else _accepted(what, reply)
 
     async def close(self) -> None:
@@ -120,8 +119,10 @@ class Calls:
         await self._connections.close()
         await self._waiting.close()
 
-    @asynccontextmanager
-    async def _guard(self, what: str, timeout_s: float) -> AsyncIterator[None]:
+    async def _exchange(
+        self, what: str, connections: Connections, commands: Sequence[Command], timeout_s: float
+    ) -> list[Reply]:
+        """One round trip under the deadline and the breaker."""
         if self._is_closed:
             raise StoreUnavailable(f"{what}: this store was closed")
         if not self.breaker.allows():
@@ -132,7 +133,7 @@ class Calls:
             )
         try:
             async with deadline(timeout_s):
-                yield
+                replies = await connections.exchange(commands)
         except (TimeoutError, RedisTimeoutError) as error:
             self.breaker.failed()
             raise StoreTimeout(
@@ -144,8 +145,8 @@ class Calls:
             raise StoreUnavailable(
                 f"{what}: no connection to the store ({type(error).__name__})"
             ) from error
-        else:
-            self.breaker.succeeded()
+        self.breaker.succeeded()
+        return replies
 
 
 def _is_wrong_type(reply: Reply) -> bool:

@@ -20,6 +20,7 @@ from controlplane.store.breaker import Breaker
 from controlplane.store.budget import check_budget
 from controlplane.store.calls import Calls
 from controlplane.store.codec import Decoder, check_cursor
+from controlplane.store.gather import Gatherer
 from controlplane.store.keys import Keys
 from controlplane.store.scripts import Command
 from controlplane.wire import BeatReply, KvLocation, Reservation, ReserveReply, WorkerBeat
@@ -65,6 +66,7 @@ class RedisStore:
         self._calls = Calls(
             url, config=config, client_name=client_name, clock=clock, rng=rng or Random()
         )
+        self._reservations = Gatherer(self._calls, "reserve", timeout_s=config.call_timeout_s)
 
     @classmethod
     async def connect(
@@ -147,11 +149,7 @@ class RedisStore:
 
     async def reserve(self, reservation: Reservation) -> ReserveReply:
         """Claim capacity, all or nothing; see `reserve.lua`."""
-        reply = await self._calls.ask_one(
-            "reserve",
-            commands.reserve(self._keys, reservation),
-            timeout_s=self._config.call_timeout_s,
-        )
+        reply = await self._reservations.ask(commands.reserve(self._keys, reservation))
         return self._decoder.reserve_reply(reply)
 
     async def finish(self, finished: Sequence[tuple[Reservation | None, str, bytes]]) -> None:
