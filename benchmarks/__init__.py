@@ -1,0 +1,1 @@
+"""What the router costs: `python -m benchmarks`, described in docs/benchmarks.md."""

@@ -1,0 +1,30 @@
+"""The benchmark runs to its end, and every cell of it is answered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.timeout(180)
+def test_the_short_benchmark_has_no_errors(tmp_path: Path) -> None:
+    """One quick round: direct, bare proxy and prfaas in each cell."""
+    report = tmp_path / "report.json"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--json", str(report)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=170,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr.decode()
+    rows = json.loads(report.read_text())["rows"]
+    assert {row["system"] for row in rows} == {"direct", "bare", "prfaas"}
+    assert len({row["cell"] for row in rows}) == 8
+    assert [row for row in rows if row["errors"] or not row["requests"]] == []
