@@ -11,8 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from fleets import MODEL, Answer, Fleet, a_fleet, post, running, wait_for
-from openai import OpenAI
+from fleets import MODEL, Answer, Fleet, a_fleet, post, running
 
 from controlplane.config import ModelConfig
 from controlplane.domain import byte_tokenizer
@@ -196,41 +195,3 @@ def test_bytes_over_the_link_are_those_of_the_manifests(
     )
 
     assert received == moved
-
-
-def test_a_fully_cached_prefix_moves_nothing_but_the_state(fleet: Fleet) -> None:
-    """129 tokens: two full blocks are prefilled, and the decoder keeps them for the next time."""
-    prompt = "fully cached " * 9 + "fully cached"
-    assert len(prompt) == 129
-    first = fleet.complete(prompt)
-    held = fleet.record(first)["report"]["transfer"]["held_tokens"]
-    assert held == 0
-
-    def again() -> Answer | None:
-        answer = fleet.complete(prompt)
-        hits = fleet.record(answer)["attempts"][-1]["features"]["prefix_hits"]
-        return answer if answer.headers["x-prfaas-decode"] in hits else None
-
-    second = wait_for(again, 10)
-    transfer = fleet.record(second)["report"]["transfer"]
-    view = fleet.record(second)["attempts"][-1]["view"]["workers"][0]
-
-    assert transfer["held_tokens"] == 128
-    assert transfer["bytes"] == view["kv_state_bytes"]
-    assert second.json()["choices"] == first.json()["choices"]
-
-
-def test_the_official_client_streams_the_same_text(
-    fleet: Fleet, alone: list[tuple[str, str]]
-) -> None:
-    """`openai` works unchanged; its stream joins to the oracle's text."""
-    number, case = next((n, c) for n, c in enumerate(cases()) if c.is_chat and len(c.prompt) > 100)
-    with OpenAI(base_url=fleet.url + "/v1", api_key="none", max_retries=0) as client:
-        stream = client.chat.completions.create(
-            **case.body(), stream=True, stream_options={"include_usage": True}
-        )
-        chunks = list(stream)
-
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == alone[number][0]
-    assert chunks[-1].usage.prompt_tokens == len(case.tokens())
