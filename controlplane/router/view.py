@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from controlplane.config import LinkConfig
-from controlplane.domain.cluster import ClusterView, LinkView, WorkerView
+from controlplane.domain.cluster import ClusterView
 from controlplane.domain.prefix import BlockHash, PrefixHit, PrefixIndex
+from controlplane.router.known import KnownLink, KnownWorker
 from controlplane.store.api import StoreEvent, StoreSnapshot, WorkerSeen
 from controlplane.wire import WorkerBeat
 
@@ -34,28 +35,6 @@ class Claim:
     link_bytes: int = 0
 
 
-@dataclass(slots=True)
-class _Known:
-    """A worker: its last beat, and own claims and releases since that beat arrived."""
-
-    beat: WorkerBeat
-    seen_s: float
-    suspect_until_s: float = 0.0
-    delta_requests: int = 0
-    delta_tokens: int = 0
-    view: WorkerView | None = None
-
-
-@dataclass(slots=True)
-class _KnownLink:
-    config: LinkConfig
-    reserved_bytes: int = 0
-    goodput_bps: dict[str, float] = field(default_factory=dict)
-    rtt_s: dict[str, float] = field(default_factory=dict)
-    bytes_total: dict[str, int] = field(default_factory=dict)
-    view: LinkView | None = None
-
-
 class ViewTracker:
     """Workers, links and prefix index of one router."""
 
@@ -72,8 +51,8 @@ class ViewTracker:
         self._ttl_s = ttl_s
         self._suspect_s = suspect_s
         self._clock = clock
-        self._known: dict[str, _Known] = {}
-        self._links = {link.link_id: _KnownLink(link) for link in links}
+        self._known: dict[str, KnownWorker] = {}
+        self._links = {link.link_id: KnownLink(link) for link in links}
         self._index = PrefixIndex()
         self._epoch = 0
         self._cached: ClusterView | None = None
@@ -191,14 +170,9 @@ class ViewTracker:
                 home_datacenter=self._home,
                 # A view that is there still holds; after most changes that is all but one or two.
                 workers=tuple(
-                    [
-                        known.view or _worker_view(known, now_s)
-                        for _, known in sorted(self._known.items())
-                    ]
+                    [known.view or known.look(now_s) for _, known in sorted(self._known.items())]
                 ),
-                links=tuple(
-                    [link.view or _link_view(link) for _, link in sorted(self._links.items())]
-                ),
+                links=tuple([link.view or link.look() for _, link in sorted(self._links.items())]),
             )
         return cached
 
@@ -236,7 +210,7 @@ class ViewTracker:
         is_new = known is None or known.beat.incarnation != beat.incarnation
         if known is None or is_new:
             self._forget(beat.worker_id)
-            known = self._known[beat.worker_id] = _Known(beat, now_s)
+            known = self._known[beat.worker_id] = KnownWorker(beat, now_s)
         elif beat.sequence < known.beat.sequence:
             return False
         elif beat.sequence == known.beat.sequence:
@@ -294,44 +268,3 @@ class ViewTracker:
     def _changed(self) -> None:
         self._epoch += 1
         self._cached = None
-
-
-def _worker_view(known: _Known, now_s: float) -> WorkerView:
-    """Make the view of a worker that has changed."""
-    beat = known.beat
-    known.view = WorkerView(
-        worker_id=beat.worker_id,
-        datacenter=beat.datacenter,
-        role=beat.role,
-        incarnation=beat.incarnation,
-        url=beat.url,
-        model=beat.model,
-        fingerprint=beat.fingerprint,
-        block_tokens=beat.block_tokens,
-        context_tokens_max=beat.context_tokens_max,
-        slots=beat.slots,
-        requests_max=beat.requests_max,
-        is_draining=beat.is_draining,
-        is_suspect=now_s < known.suspect_until_s,
-        pending_requests=max(0, beat.load.queue_requests + known.delta_requests),
-        pending_tokens=max(0, beat.load.queue_tokens + known.delta_tokens),
-        prefill_s_per_token=beat.profile.prefill_s_per_token,
-        prefill_fixed_s=beat.profile.prefill_fixed_s,
-        decode_step_s=beat.profile.decode_step_s,
-        kv_bytes_per_token=beat.profile.kv_bytes_per_token,
-        kv_state_bytes=beat.profile.kv_state_bytes,
-    )
-    return known.view
-
-
-def _link_view(link: _KnownLink) -> LinkView:
-    """Make the view of a link that has changed."""
-    link.view = LinkView(
-        from_datacenter=link.config.from_datacenter,
-        to_datacenter=link.config.to_datacenter,
-        capacity_bps=link.config.capacity_bps,
-        goodput_bps=max(link.goodput_bps.values(), default=0.0),
-        rtt_s=max(link.rtt_s.values(), default=0.0) or link.config.emulated_delay_ms / 1000,
-        reserved_bytes=link.reserved_bytes,
-    )
-    return link.view
