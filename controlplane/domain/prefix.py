@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, TypeAlias
@@ -97,6 +97,9 @@ class InventoryDelta:
     removed: tuple[BlockHash, ...] = ()
 
 
+_NOBODY: Final[Mapping[str, InventoryEntry]] = {}
+
+
 class PrefixIndex:
     """
     Block hash to holders, for one router; fed by inventory deltas.
@@ -140,28 +143,31 @@ class PrefixIndex:
             hashes: From `block_hashes`, with the same `block_tokens`.
             block_tokens: Tokens in a block.
         """
-        hits: dict[str, PrefixHit] = {}
-        alive: Iterable[str] = ()
+        ended: dict[str, int] = {}
+        resumable: dict[str, int] = {}
+        alive: list[str] = []
+        tokens = 0
         for position, block in enumerate(hashes):
-            holders = self._holders.get(block)
-            if holders is None:
-                break
-            candidates = holders if position == 0 else [name for name in alive if name in holders]
+            holders = self._holders.get(block, _NOBODY)
             matched: list[str] = []
-            for worker_id in candidates:
-                entry = holders[worker_id]
-                if not entry.has_attention:
+            for worker_id in holders if position == 0 else alive:
+                entry = holders.get(worker_id)
+                if entry is None or not entry.has_attention:
+                    ended[worker_id] = tokens
                     continue
-                tokens = (position + 1) * block_tokens
-                known = hits.get(worker_id, NO_HIT)
-                hits[worker_id] = PrefixHit(
-                    tokens, tokens if entry.has_state else known.resumable_tokens
-                )
                 matched.append(worker_id)
-            if not matched:
-                break
+                if entry.has_state:
+                    resumable[worker_id] = tokens + block_tokens
             alive = matched
-        return hits
+            if not alive:
+                break
+            tokens += block_tokens
+        ended.update(dict.fromkeys(alive, tokens))
+        return {
+            worker_id: PrefixHit(held_tokens, resumable.get(worker_id, 0))
+            for worker_id, held_tokens in ended.items()
+            if held_tokens
+        }
 
     def held_blocks(self, worker_id: str) -> int:
         """Blocks known to be at a worker."""
