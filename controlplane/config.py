@@ -11,20 +11,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from controlplane.config_health import HealthConfig, PositiveSeconds, Section
 from controlplane.errors import ConfigError
+from controlplane.store.urls import parse_store_url
+from controlplane.wire_types import INVENTORY_BLOCKS_MAX, LINKS_MAX
 
-PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class Section(BaseModel):
-    """Base of all sections: a misspelt key is an error, not a default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_PORT_MAX = 65_535
+Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
 
 
 class StoreConfig(Section):
@@ -38,10 +35,28 @@ class StoreConfig(Section):
     breaker_failures: Annotated[int, Field(ge=1, le=100)] = 3
     #: Seconds between probes of an open breaker; +- 20 % so that replicas do not march in step.
     breaker_probe_s: PositiveSeconds = 1.0
+    #: Servers that one call may be sent on to, within its time: a seed that is down, one that names
+    #: another, and a slot or a master that moves meanwhile.
+    redirects_max: Annotated[int, Field(ge=0, le=16)] = 3
+    #: After an outage a process uses one connection of each kind for so long, or all replicas
+    #: together would greet the server with all theirs.
+    reconnect_calm_s: PositiveSeconds = 1.0
     #: Decision records kept; a record holds the view it was decided on, 7 KB for six workers.
     decisions_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     #: Worker events kept for routers to catch up; older ones need a snapshot.
     events_max: Annotated[int, Field(ge=100, le=1_000_000)] = 10_000
+    #: Blocks of one worker's inventory that are kept, 4 MB; a full report of more than this keeps its
+    #: last ones, and deltas beyond it begin anew with the newest.
+    inventory_blocks_max: Annotated[int, Field(ge=16, le=INVENTORY_BLOCKS_MAX)] = (
+        INVENTORY_BLOCKS_MAX
+    )
+    #: Workers of a fleet; a further one is refused until another one has left.
+    workers_max: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    #: Links and segments that are listed; reservations and leases themselves have no such bound.
+    links_max: Annotated[int, Field(ge=1, le=100_000)] = LINKS_MAX
+    segments_max: Annotated[int, Field(ge=1, le=1_000_000)] = 65_536
+    #: Bytes of one published document; a policy's parameters or a plan for 1,000 workers.
+    document_bytes_max: Annotated[int, Field(ge=1024, le=16 << 20)] = 256 << 10
     #: Connections one process may open; a request path needs one at a time and commands pipeline.
     connections_max: Annotated[int, Field(ge=1, le=1000)] = 16
 
@@ -66,12 +81,24 @@ class HeartbeatConfig(Section):
             )
         return self
 
+    @property
+    def silent_s(self) -> float:
+        """
+        Silence that makes a worker suspect: 2 s by default, 4/9 of the time to live at most.
+
+        A third more than the longest time between two beats that were both taken in time.
+        """
+        return (self.interval_s + self.timeout_s) * 4 / 3
+
 
 class KvConfig(Section):
     """The KV path."""
 
     #: Length of a lease from its last renewal; covers a stopped reader, not a slow link.
     lease_s: PositiveSeconds = 30.0
+    #: And while nobody reads: before the first reader came, and after the last one left without a
+    #: release. A decode worker asks at once, so what waits for longer has lost its router.
+    unread_lease_s: PositiveSeconds = 5.0
     #: The reader renews this often while it transfers.
     renew_interval_s: PositiveSeconds = 5.0
     #: TCP connections of one transfer.
@@ -95,31 +122,99 @@ class KvConfig(Section):
         return self
 
 
+class WorkerConfig(Section):
+    """One worker process."""
+
+    #: Jobs get this long to end after SIGTERM, then what decodes moves to another worker. With
+    #: two heartbeats, a second for goodbyes and three to close, the process is gone within 35 s.
+    drain_s: Annotated[float, Field(gt=0, le=28, allow_inf_nan=False)] = 28.0
+    #: Jobs wait for an engine that has finished nothing for so long: it hangs. A unit of work (a
+    #: block of prefill, a step of decode) takes 0.02 s at the longest context, and shared
+    #: processors make it ten times that.
+    engine_stall_s: PositiveSeconds = 5.0
+
+
 class LimitsConfig(Section):
     """Bounds of one router."""
 
     #: Body of a request; a prompt of 131,072 token ids as JSON is 0.9 MB.
     body_bytes_max: Annotated[int, Field(ge=1024, le=1 << 30)] = 32 << 20
+    #: Bytes of a body for each token of the longest context; a body beyond that holds no prompt
+    #: that any model here takes. English needs 4 a token, escaped text 6, ids one to a line 13.
+    body_bytes_per_token: Annotated[int, Field(ge=8, le=4096)] = 16
     #: Bodies over this are parsed and hashed off the event loop (22 ms for 1 MB of ids).
     inline_body_bytes_max: Annotated[int, Field(ge=0)] = 64 << 10
-    #: Requests in flight; one more is shed with 429.
+    #: Requests that run at once in this router, and never more than its decode workers take.
     requests_max: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    #: Requests beyond them that wait, shared fairly by tenants; one more is shed with 429. A
+    #: waiting request costs a connection and its prompt, 4 bytes a token at most.
+    queue_requests_max: Annotated[int, Field(ge=0, le=100_000)] = 512
+    #: Nobody waits longer for a place: a client would rather be told early and go elsewhere.
+    queue_wait_s: PositiveSeconds = 10.0
+    #: A refused client is never asked to wait longer than this.
+    retry_after_max_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
     #: Seconds for a whole request, unless it asks for less.
     request_timeout_s: PositiveSeconds = 300.0
     #: A prefill worker answers a job at once with a location.
     prefill_accept_timeout_s: PositiveSeconds = 2.0
-    #: No frame from a decode worker for this long while it waits for KV or computes.
-    decode_idle_timeout_s: PositiveSeconds = 10.0
+    #: No frame from a decode worker for this long while it waits for KV or computes: it is lost.
+    decode_idle_timeout_s: PositiveSeconds = 4.0
     #: A decode worker with nothing to say yet says that it is alive.
-    alive_interval_s: PositiveSeconds = 2.0
+    alive_interval_s: PositiveSeconds = 1.0
+    #: No token for this long in the middle of a stream, however alive the worker says it is: its
+    #: engine hangs. Twice the longest gap that a full batch beside a long prefill makes.
+    token_idle_timeout_s: PositiveSeconds = 10.0
     #: Connecting to a worker.
     connect_timeout_s: PositiveSeconds = 1.0
     #: A client that reads nothing for this long has gone.
     client_write_timeout_s: PositiveSeconds = 30.0
     #: The body of a request must have arrived within this.
     body_timeout_s: PositiveSeconds = 30.0
+    #: The head of a request must have arrived within this, from its first byte or, for the first
+    #: of a connection, from when that was made.
+    header_timeout_s: PositiveSeconds = 5.0
+    #: A connection without a request is kept this long; longer than usual proxies keep theirs, so
+    #: that they close it and not we in the face of their next request.
+    keepalive_timeout_s: PositiveSeconds = 75.0
+    #: Client connections at a time; each holds a file descriptor and about 20 KB.
+    connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    #: And of one address. A proxy is one address: lower it only where clients come directly.
+    peer_connections_max: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    #: Bytes of an answer that wait for a client to read; beyond them its worker's stream waits.
+    client_buffer_bytes: Annotated[int, Field(ge=1024, le=16 << 20)] = 64 << 10
     #: Further attempts after the first decision failed (a worker lost, a refused reservation).
     redispatch_max: Annotated[int, Field(ge=0, le=10)] = 2
+    #: How often a stream may go on at another decode worker; each time with fresh attempts.
+    migrations_max: Annotated[int, Field(ge=0, le=10)] = 3
+    #: Further attempts that may run at the same time, as a part of the requests in flight, so
+    #: that a failure of many requests does not become a storm of twice as many.
+    retry_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    #: And at least so many, or a quiet router could not retry at all.
+    retry_floor: Annotated[int, Field(ge=1, le=1000)] = 3
+    #: Pause before workers that have all failed a request are tried again; +- 50 %.
+    retry_pause_s: PositiveSeconds = 0.5
+    #: An attempt beyond them waits its turn for so long before the request fails.
+    retry_wait_s: PositiveSeconds = 10.0
+    #: Requests with a common uncached prefix of so many tokens wait for the first of them to have
+    #: computed it. Shorter ones are computed faster than waited for.
+    coalesce_tokens_min: Annotated[int, Field(ge=1)] = 512
+    #: Requests that wait for others' prefixes; one more computes its own.
+    coalesce_waiters_max: Annotated[int, Field(ge=0, le=100_000)] = 1024
+    #: Nobody waits longer for another request's prefill.
+    coalesce_wait_s: PositiveSeconds = 30.0
+    #: A finished prefill is told of for so long, until its worker's own heartbeats do.
+    coalesce_hint_s: PositiveSeconds = 3.0
+    #: A reservation that nobody releases, because its router died, ends after this. It bridges the
+    #: time until the worker's own heartbeats count the request, not the whole request.
+    reservation_ttl_s: PositiveSeconds = 15.0
+    #: Different worker lives that a request may have ended before it is refused.
+    quarantine_deaths: Annotated[int, Field(ge=1, le=10)] = 2
+    #: Deaths are counted, and a refusal lasts, for so long.
+    quarantine_s: PositiveSeconds = 300.0
+    #: A claim of an idempotency key outlives its router by this.
+    key_ttl_s: PositiveSeconds = 6.0
+    #: A used key stands for its request for so long.
+    key_keep_s: PositiveSeconds = 600.0
     #: A worker that failed a request gets no new ones from this router for so long.
     suspect_s: PositiveSeconds = 2.0
     #: Open requests get this long to finish after SIGTERM.
@@ -147,6 +242,8 @@ class RouterConfig(Section):
     port: Port = 8000
     admin_host: str = "127.0.0.1"
     admin_port: Port = 8001
+    #: Routers that `prfaas up` starts, on `port`, `port + 1` and so on, and `admin_port` likewise.
+    replicas: Annotated[int, Field(ge=1, le=16)] = 1
     #: The datacenter it stands in: decode stays near it.
     datacenter: SiteName
     #: A name from the entry-point group `prfaas.policies`.
@@ -155,6 +252,32 @@ class RouterConfig(Section):
     policy_parameters: dict[str, Any] = Field(default_factory=dict)
     #: Secret mixed into prefix hashes; sharing ends where salts differ.
     tenant_salt: str = "local"
+
+    def at(self, *, port: int | None = None, admin_port: int | None = None) -> Self:
+        """The same router on other ports."""
+        ports = {"port": port, "admin_port": admin_port}
+        return self.model_copy(update={k: v for k, v in ports.items() if v is not None})
+
+    def each(self) -> tuple[Self, ...]:
+        """Every replica, with its own ports."""
+        return tuple(
+            self.at(port=self.port + number, admin_port=self.admin_port + number)
+            for number in range(self.replicas)
+        )
+
+    @model_validator(mode="after")
+    def _ports_are_apart(self) -> Self:
+        more = self.replicas - 1
+        if more and (self.port == 0 or self.admin_port == 0):
+            raise ValueError("several replicas need known ports, and a port is 0")
+        if max(self.port, self.admin_port) + more > _PORT_MAX:
+            raise ValueError(f"{self.replicas} replicas need ports up to {_PORT_MAX} at most")
+        if more and self.host == self.admin_host and abs(self.port - self.admin_port) <= more:
+            raise ValueError(
+                f"port = {self.port} and admin_port = {self.admin_port} must be "
+                f"{self.replicas} apart, or the ports of {self.replicas} replicas overlap"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -215,7 +338,9 @@ class FleetConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     store: StoreConfig = StoreConfig()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
+    health: HealthConfig = HealthConfig()
     kv: KvConfig = KvConfig()
+    worker: WorkerConfig = WorkerConfig()
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
@@ -257,7 +382,8 @@ class Environment(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PRFAAS_", extra="ignore")
 
-    #: `redis://`, `rediss://` or `unix://`; empty for the embedded server.
+    #: One server, seeds of a cluster, or sentinels, as `controlplane/store/urls.py` says; empty for
+    #: the embedded server.
     redis_url: str = Field(default="", validation_alias="REDIS_URL")
     #: "console" for people, "json" for machines.
     log_format: Literal["console", "json"] = "json"
@@ -265,12 +391,12 @@ class Environment(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError(
-                "REDIS_URL must begin with redis://, rediss:// or unix://, for example "
-                "redis://127.0.0.1:6379/0"
-            )
+    def _usable_url(cls, value: str) -> str:
+        if value:
+            try:
+                parse_store_url(value)
+            except ConfigError as error:
+                raise ValueError(error.message) from error
         return value
 
 

@@ -10,7 +10,10 @@ PrfaasError                  code                    status  retryable
 │   ├── UnknownDecision      unknown_decision        404
 │   ├── UnknownRoute         unknown_route           404
 │   ├── MethodNotAllowed     method_not_allowed      405
-│   └── RequestTooLarge      request_too_large       413
+│   ├── RequestTooLarge      request_too_large       413
+│   ├── RequestQuarantined   request_quarantined     422
+│   ├── KeyInUse             idempotency_key_in_use  409     yes
+│   └── KeyMismatch          idempotency_key_reused  422
 ├── CapacityError            nothing to run it on now
 │   ├── Shed                 shed_overload           429     yes
 │   ├── NoCandidate          no_candidate            503     yes
@@ -55,7 +58,8 @@ class PrfaasError(Exception):
         self.message = message
         #: The field of the request that was wrong, as a path: `messages[2].content`.
         self.param = param
-        #: Seconds after which a retry is worth while; becomes `Retry-After`.
+        #: Seconds after which a retry is worth while, at the earliest: the edge makes `Retry-After`
+        #: of it, with up to as much again at random. None for a second, if it is retryable.
         self.retry_after_s = retry_after_s
 
 
@@ -117,6 +121,28 @@ class RequestTooLarge(RequestError):
     http_status = 413
 
 
+class RequestQuarantined(RequestError):
+    """This very request has killed workers; it is not tried again for a while."""
+
+    code = "request_quarantined"
+    http_status = 422
+
+
+class KeyInUse(RequestError):
+    """A request with the same idempotency key is still running."""
+
+    code = "idempotency_key_in_use"
+    http_status = 409
+    is_retryable = True
+
+
+class KeyMismatch(RequestError):
+    """The idempotency key was used for another request."""
+
+    code = "idempotency_key_reused"
+    http_status = 422
+
+
 class CapacityError(PrfaasError):
     """Nothing to run it on now."""
 
@@ -159,6 +185,10 @@ class PeerError(PrfaasError):
 
 class WorkerLost(PeerError):
     """The connection to a worker broke, or it never came about."""
+
+
+class WorkerUnreached(WorkerLost):
+    """No connection to a worker came about: it has not seen the job, and cannot die of it."""
 
 
 class WorkerRefused(PeerError):

@@ -10,12 +10,23 @@ format of their own in `workers/kv`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.prefix import InventoryDelta, InventoryEntry
+from controlplane.wire_types import (
+    INVENTORY_BLOCKS_MAX,
+    LINKS_MAX,
+    BlockName,
+    Count,
+    LinkId,
+    Name,
+    Positive,
+    Seconds,
+)
 
 WIRE_VERSION: Final = 1
 
@@ -28,16 +39,6 @@ PARCEL_CONTENT_TYPE: Final = "application/x-prfaas-parcel"
 STREAM_CONTENT_TYPE: Final = "application/x-prfaas-stream"
 
 Role: TypeAlias = Literal["prefill", "decode"]
-Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
-Name: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._/:-]+$")
-]
-
-#: A directed link between two datacenters: "east>west".
-LinkId: TypeAlias = Annotated[
-    str, Field(max_length=257, pattern=r"^[A-Za-z0-9._/:-]+>[A-Za-z0-9._/:-]+$")
-]
 
 
 class Message(BaseModel):
@@ -88,8 +89,10 @@ class Inventory(Message):
     """
 
     is_full: bool = False
-    stored: dict[str, Literal["a", "s", "as"]] = Field(default_factory=dict, max_length=65536)
-    removed: tuple[str, ...] = Field(default=(), max_length=65536)
+    stored: dict[BlockName, Literal["a", "s", "as"]] = Field(
+        default_factory=dict, max_length=INVENTORY_BLOCKS_MAX
+    )
+    removed: tuple[BlockName, ...] = Field(default=(), max_length=INVENTORY_BLOCKS_MAX)
 
     def to_delta(self) -> InventoryDelta:
         """
@@ -151,24 +154,28 @@ class WorkerBeat(Message):
     #: Random id of one process life. A new one voids everything said of the old.
     incarnation: Name
     #: 1, 2, 3 ... within an incarnation; a gap means that an inventory change was lost.
-    sequence: Annotated[int, Field(ge=1)]
+    sequence: Positive
     #: Base URL of the worker's HTTP API.
     url: Annotated[str, Field(max_length=512, pattern=r"^http://")]
     model: Name
     #: Equal fingerprints can exchange KV; anything else cannot.
     fingerprint: Name
-    vocabulary_size: Annotated[int, Field(ge=1)]
-    block_tokens: Annotated[int, Field(ge=1)]
-    context_tokens_max: Annotated[int, Field(ge=1)]
+    vocabulary_size: Positive
+    block_tokens: Positive
+    context_tokens_max: Positive
     #: Requests a worker takes before it answers `worker_refused`, running ones included.
-    requests_max: Annotated[int, Field(ge=1)]
+    requests_max: Positive
     #: Requests it runs at the same time.
-    slots: Annotated[int, Field(ge=1)]
+    slots: Positive
     is_draining: bool = False
+    #: It can go on with an output that another worker has begun. Workers before 0.3 cannot.
+    can_resume: bool = False
+    #: Seconds since it could first take work; None from workers before 0.3, which count as old.
+    age_s: Seconds | None = None
     profile: Profile = Profile()
     load: Load = Load()
     inventory: Inventory = Inventory()
-    links: tuple[LinkReport, ...] = ()
+    links: Annotated[tuple[LinkReport, ...], Field(max_length=LINKS_MAX)] = ()
 
 
 class BeatReply(Message):
@@ -176,6 +183,8 @@ class BeatReply(Message):
 
     #: The store lacks the worker's earlier reports: send everything with the next beat.
     wants_full_inventory: bool
+    #: The inventory was larger than the store keeps: only the newest part of it is there.
+    is_inventory_cut: bool = False
 
 
 # --- Router to store --------------------------------------------------------------------------
@@ -313,9 +322,18 @@ class OutputShape(Message):
 
 
 class DecodeJob(Message):
-    """Header of a parcel whose payload is the prompt's tokens."""
+    """
+    Header of a parcel whose payload is the prompt's tokens, and those of the output so far.
+
+    An output that another worker has begun is resumed: its tokens stand behind the prompt's, their
+    KV comes with the location, their text has been sent and is not sent again.
+    """
 
     request_id: Name
+    #: How many tokens at the end of the payload are output already. Less than there are tokens.
+    resumed_tokens: Count = 0
+    #: The router keeps the output's tokens: text comes in `OUTPUT` frames instead of `CONTENT`.
+    wants_tokens: bool = False
     incarnation: Name
     scope: Name
     token_width_bytes: Literal[2, 4]
@@ -343,6 +361,7 @@ class DecodeReport(Message):
     """What really happened, from the decode worker; last frame of every stream that ends well."""
 
     finish_reason: Literal["stop", "length"]
+    #: Of the whole output, resumed ones included.
     output_tokens: Count
     #: Prompt tokens this worker computed itself. 1 when the transfer was real.
     prompt_tokens_computed: Count
@@ -412,6 +431,30 @@ class FrameKind(IntEnum):
     FAILURE = 3
     #: Nothing to say yet, but at work: sent every `alive_interval_s` of silence.
     ALIVE = 4
+    #: Output tokens, and the bytes for the client that they made certain (`pack_output`). One
+    #: frame, so that a stream that breaks has told both or neither.
+    OUTPUT = 5
+
+
+def pack_output(tokens: Sequence[int], content: bytes) -> bytes:
+    """Payload of an `OUTPUT` frame: number of tokens, each in four bytes, content."""
+    return struct.pack(f"<I{len(tokens)}I", len(tokens), *tokens) + content
+
+
+def unpack_output(payload: bytes) -> tuple[tuple[int, ...], bytes]:
+    """
+    Tokens and content of an `OUTPUT` frame.
+
+    Raises:
+        ValueError: Shorter than it says.
+    """
+    if len(payload) < _LENGTH.size:
+        raise ValueError(f"an output frame has at least {_LENGTH.size} bytes, not {len(payload)}")
+    (count,) = _LENGTH.unpack_from(payload)
+    end = _LENGTH.size * (count + 1)
+    if end > len(payload):
+        raise ValueError(f"an output frame of {len(payload)} bytes cannot hold {count} tokens")
+    return struct.unpack_from(f"<{count}I", payload, _LENGTH.size), payload[end:]
 
 
 def pack_frame(kind: FrameKind, payload: bytes) -> bytes:

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from controlplane.wire import BeatReply, KvLocation, Reservation, ReserveReply, WorkerBeat
 
 #: Position in the event stream; opaque.
 Cursor: TypeAlias = str
+
+#: Documents that all replicas follow: what the planner publishes, and the live policy.
+Topic: TypeAlias = Literal["plan", "policy"]
+TOPICS: Final[tuple[Topic, ...]] = ("plan", "policy")
+
+#: Answer to a claim of an idempotency key: it is ours now; a request with it still runs; it was
+#: used for another request.
+KeyClaim: TypeAlias = Literal["granted", "in_use", "mismatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,24 @@ class WorkerLeft:
     incarnation: str
 
 
-StoreEvent: TypeAlias = WorkerSeen | WorkerLeft
+@dataclass(frozen=True, slots=True)
+class Blamed:
+    """A worker died while it ran this request; `fingerprint` names the request's content."""
+
+    fingerprint: str
+    worker_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A document of the operator or the planner has a new version."""
+
+    topic: Topic
+    version: int
+
+
+StoreEvent: TypeAlias = WorkerSeen | WorkerLeft | Blamed | Published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +95,16 @@ class StoredDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A published document."""
+
+    #: 1, 2, 3 ... while the store lives; a store that was lost begins again.
+    version: int
+    #: JSON of its publisher.
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetGrant:
     """Answer of a link's shared token bucket."""
 
@@ -81,6 +116,10 @@ class BudgetGrant:
 
 class StateStore(Protocol):
     """Soft state shared by routers and workers of one fleet."""
+
+    @property
+    def decode_errors_total(self) -> int:
+        """Values found in the store that were garbage: skipped, or their key repaired."""
 
     async def ping(self) -> float:
         """Seconds of one round trip."""
@@ -143,6 +182,54 @@ class StateStore(Protocol):
 
     async def decision(self, decision_id: str) -> StoredDecision | None:
         """One decision record, while it is among the kept ones."""
+
+    async def claim_key(
+        self, key: str, *, owner: str, digest: str, ttl_s: float, is_renewal: bool = False
+    ) -> KeyClaim:
+        """
+        Claim an idempotency key for a request that begins.
+
+        Args:
+            key: Already hashed with its tenant; never the client's own text.
+            owner: The router; the same owner may claim it again.
+            digest: Of the request: a key stands for one request.
+            ttl_s: The claim ends by itself after this, so a router that dies holds nothing back.
+            is_renewal: Only prolong a claim of this owner; never take a key anew. What is not held
+                any more (lost with the store, or released) answers "in_use".
+        """
+
+    async def release_key(self, key: str, *, owner: str, keep_s: float) -> None:
+        """
+        The request is over: a retry may run, another request may not use the key for `keep_s`.
+
+        Releasing twice, or what another owner holds, does nothing.
+        """
+
+    async def blame(self, blamed: Blamed) -> None:
+        """Tell all routers that a worker died while it ran a request."""
+
+    async def publish(
+        self, topic: Topic, body: bytes, *, expected_version: int | None = None
+    ) -> Document | None:
+        """
+        Replace a document and tell all routers.
+
+        Args:
+            topic: Which.
+            body: Its JSON.
+            expected_version: The version it replaces (0 for none); None replaces whatever is there.
+
+        Returns:
+            The document that stands there now, or None when another version does. Publishing what
+            stands there already is no new version, so a call that timed out can be repeated.
+
+        Raises:
+            RequestTooLarge: Over `StoreConfig.document_bytes_max`.
+            MalformedRequest: Not JSON.
+        """
+
+    async def document(self, topic: Topic) -> Document | None:
+        """The newest version of a document."""
 
     async def close(self) -> None:
         """Close connections."""

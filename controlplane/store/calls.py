@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -11,12 +12,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from controlplane.config import StoreConfig
 from controlplane.errors import StoreTimeout, StoreUnavailable
 from controlplane.store.breaker import Breaker
-from controlplane.store.connections import Connections, Reply, connection_factory, deadline
+from controlplane.store.connections import Connections, deadline
+from controlplane.store.dialing import Reply
+from controlplane.store.redirects import code_of
 from controlplane.store.scripts import Command
+from controlplane.store.servers import servers_of
 
 
 class Calls:
-    """Two sets of connections behind one breaker: for calls, and for reads that wait."""
+    """Two sets of connections behind one breaker: for calls, and for reads that wait or are long."""
 
     def __init__(
         self,
@@ -31,7 +35,7 @@ class Calls:
         Connect to nothing yet.
 
         Args:
-            url: See `connection_factory`.
+            url: See `controlplane/store/urls.py`.
             config: Deadlines and bounds.
             client_name: Shown by `CLIENT LIST`.
             clock: Monotonic seconds, for the breaker.
@@ -40,13 +44,14 @@ class Calls:
         Raises:
             ConfigError: The URL is not usable.
         """
-        make = connection_factory(
-            url, connect_timeout_s=config.slow_call_timeout_s, client_name=client_name
-        )
-        self._connections = Connections(make, limit=config.connections_max)
-        # Apart, because a read that waits holds its connection for as long.
-        self._waiting = Connections(make, limit=config.connections_max)
+        self._servers = servers_of(url, config=config, client_name=client_name)
+        limit, redirects_max = config.connections_max, config.redirects_max
+        self._connections = Connections(self._servers, limit=limit, redirects_max=redirects_max)
+        # Apart, because a read that waits or takes long holds its connection for as long.
+        self._reading = Connections(self._servers, limit=limit, redirects_max=redirects_max)
         self._slow_s = config.slow_call_timeout_s
+        self._calm_s = config.reconnect_calm_s
+        self._calm_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self.breaker = Breaker(
             failures_max=config.breaker_failures,
@@ -56,7 +61,7 @@ class Calls:
         )
 
     def __repr__(self) -> str:
-        return f"<Calls {self.breaker!r} calling {self._connections!r} waiting {self._waiting!r}>"
+        return f"<Calls {self.breaker!r} calling {self._connections!r} reading {self._reading!r}>"
 
     async def ask(
         self, what: str, commands: Sequence[Command], *, timeout_s: float | None = None
@@ -79,6 +84,11 @@ class Calls:
         """
         timeout_s = self._slow_s if timeout_s is None else timeout_s
         replies = await self._exchange(what, self._connections, commands, timeout_s)
+        return [reply if _is_wrong_type(reply) else _accepted(what, reply) for reply in replies]
+
+    async def read(self, what: str, commands: Sequence[Command]) -> list[Reply]:
+        """As `ask`, for much at once: on a connection that no other call waits for."""
+        replies = await self._exchange(what, self._reading, commands, self._slow_s)
         return [reply if _is_wrong_type(reply) else _accepted(what, reply) for reply in replies]
 
     async def ask_one(
@@ -110,14 +120,15 @@ class Calls:
             StoreUnavailable: As `ask`.
         """
         timeout_s = wait_s + self._slow_s
-        (reply,) = await self._exchange(what, self._waiting, (command,), timeout_s)
+        (reply,) = await self._exchange(what, self._reading, (command,), timeout_s)
         return reply if _is_wrong_type(reply) else _accepted(what, reply)
 
     async def close(self) -> None:
         """Close all connections; calls in flight fail."""
         self._is_closed = True
+        self._widen()
         await self._connections.close()
-        await self._waiting.close()
+        await self._reading.close()
 
     async def _exchange(
         self, what: str, connections: Connections, commands: Sequence[Command], timeout_s: float
@@ -135,18 +146,47 @@ class Calls:
             async with deadline(timeout_s):
                 replies = await connections.exchange(commands)
         except (TimeoutError, RedisTimeoutError) as error:
-            self.breaker.failed()
+            self._failed()
             raise StoreTimeout(
                 f"{what}: the store did not answer within {timeout_s * 1000:.0f} ms"
             ) from error
+        except ResponseError as error:
+            # Every server asked sends us elsewhere: the store is away, whoever answers.
+            self._failed()
+            raise StoreUnavailable(f"{what}: no server serves ({code_of(error)})") from error
         except (RedisError, OSError) as error:
-            self.breaker.failed()
+            self._failed()
             # The cause names hosts; the message goes to clients and must not.
             raise StoreUnavailable(
                 f"{what}: no connection to the store ({type(error).__name__})"
             ) from error
-        self.breaker.succeeded()
+        self._succeeded()
         return replies
+
+    def _failed(self) -> None:
+        """Count a failure; a server that failed often enough gives way to another, if there is."""
+        self.breaker.failed()
+        server = self._servers.current
+        if self.breaker.is_open and server is not None:
+            self._servers.lost(server)
+
+    def _succeeded(self) -> None:
+        """Count an answer; after an outage begin slowly, for all replicas come back at once."""
+        is_back = self.breaker.is_open
+        self.breaker.succeeded()
+        if is_back and not self._is_closed:
+            self._widen()
+            for connections in (self._connections, self._reading):
+                connections.narrow()
+            loop = asyncio.get_running_loop()
+            self._calm_timer = loop.call_later(self._calm_s, self._widen)
+
+    def _widen(self) -> None:
+        if self._calm_timer is not None:
+            self._calm_timer.cancel()
+            self._calm_timer = None
+        for connections in (self._connections, self._reading):
+            connections.widen()
 
 
 def _is_wrong_type(reply: Reply) -> bool:
@@ -155,6 +195,5 @@ def _is_wrong_type(reply: Reply) -> bool:
 
 def _accepted(what: str, reply: Reply) -> Reply:
     if isinstance(reply, ResponseError):
-        code = reply.status_code or str(reply).partition(" ")[0]
-        raise StoreUnavailable(f"{what}: the store refused ({code})") from reply
+        raise StoreUnavailable(f"{what}: the store refused ({code_of(reply)})") from reply
     return reply

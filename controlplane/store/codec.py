@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final, TypeAlias
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
-from controlplane.errors import MalformedRequest
-from controlplane.store.api import Cursor, StoreEvent, WorkerLeft, WorkerSeen
-from controlplane.store.keys import INVENTORY_COMPLETE, amount_of
+from controlplane.errors import MalformedRequest, RequestTooLarge
+from controlplane.store.api import (
+    TOPICS,
+    Blamed,
+    Cursor,
+    Document,
+    KeyClaim,
+    Published,
+    StoreEvent,
+    Topic,
+    WorkerLeft,
+    WorkerSeen,
+)
+from controlplane.store.keys import INVENTORY_COMPLETE, LIFE_MAX_MS, amount_of
 from controlplane.wire import Inventory, KvLocation, ReserveReply, WorkerBeat
+from controlplane.wire_types import BLOCK_NAME_MAX, INVENTORY_BLOCKS_MAX
 
 #: Stream id and fields of one entry.
 Entry: TypeAlias = tuple[str, dict[bytes, bytes]]
@@ -19,6 +33,10 @@ Entry: TypeAlias = tuple[str, dict[bytes, bytes]]
 #: A cursor before the first entry of any stream.
 FIRST: Final = "0-0"
 
+#: What `claim_key.lua` answers, by number.
+CLAIMS: Final[tuple[KeyClaim, ...]] = ("granted", "in_use", "mismatch")
+
+_VERSION = re.compile(rb"[1-9][0-9]{0,14}")
 _CURSOR = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
@@ -31,6 +49,42 @@ def check_cursor(cursor: Cursor) -> None:
     """
     if not _CURSOR.fullmatch(cursor):
         raise MalformedRequest("a cursor is what an earlier answer gave, unchanged", param="cursor")
+
+
+def topic_of(name: str) -> Topic:
+    """
+    A topic by its name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    for topic in TOPICS:
+        if name == topic:
+            return topic
+    raise ValueError(f"there is no topic {name!r}")
+
+
+def is_json(body: bytes) -> bool:
+    """Whether a document can be read at all; what it means only its readers know."""
+    try:
+        from_json(body)
+    except ValueError:
+        return False
+    return True
+
+
+def check_document(body: bytes, *, bytes_max: int) -> None:
+    """
+    Refuse what nobody could read.
+
+    Raises:
+        RequestTooLarge: Over `bytes_max`.
+        MalformedRequest: Not JSON.
+    """
+    if len(body) > bytes_max:
+        raise RequestTooLarge(f"a document has at most {bytes_max} bytes, not {len(body)}")
+    if not is_json(body):
+        raise MalformedRequest("a document is JSON", param="body")
 
 
 class Decoder:
@@ -94,6 +148,15 @@ class Decoder:
         self.errors_total += 1
         return None
 
+    def document(self, reply: object) -> Document | None:
+        """What `document.lua` returned."""
+        body, *numbers = self.items(reply)
+        (version,) = self.numbers(numbers)
+        if isinstance(body, bytes) and is_json(body):
+            return Document(version=version, body=body)
+        self.errors_total += body is not None
+        return None
+
     def milliseconds(self, reply: object) -> int:
         """The server's clock, from TIME."""
         seconds, microseconds = (int(part) for part in self.items(reply) if isinstance(part, bytes))
@@ -101,7 +164,12 @@ class Decoder:
 
     def live_members(self, reply: object, now_ms: int) -> list[str]:
         """Members of a zset scored by expiry that are not over, sorted."""
-        names = [self.text(name) for name, score in self.pairs(reply) if float(score) > now_ms]
+        names: list[str | None] = []
+        for name, score in self.pairs(reply):
+            if now_ms < float(score) < now_ms + LIFE_MAX_MS:
+                names.append(self.text(name))
+            else:
+                self.errors_total += float(score) > now_ms
         return sorted(name for name in names if name is not None)
 
     def amounts(self, reply: object) -> list[int]:
@@ -135,16 +203,22 @@ class Decoder:
             for block, what in pairs.items()
             if what in {b"a", b"s", b"as"} and _is_hex(block)
         }
+        if len(stored) > INVENTORY_BLOCKS_MAX:
+            # More than our scripts ever leave: the rest was written by something else.
+            stored = dict(islice(stored.items(), INVENTORY_BLOCKS_MAX))
         self.errors_total += len(pairs) - len(stored)
         return stored
 
-    def location(self, raw: object) -> KvLocation | None:
-        """A KV location."""
+    def location(self, raw: object, segment_id: str) -> KvLocation | None:
+        """A KV location that stands where this segment's should."""
         if isinstance(raw, bytes):
             try:
-                return KvLocation.model_validate_json(raw)
+                location = KvLocation.model_validate_json(raw)
             except ValidationError:
                 pass
+            else:
+                if location.segment_id == segment_id:
+                    return location
         self.errors_total += raw is not None
         return None
 
@@ -180,6 +254,10 @@ class Decoder:
                     return WorkerSeen(WorkerBeat.model_validate_json(raw))
                 case {b"left": worker_id, b"incarnation": incarnation}:
                     return WorkerLeft(worker_id.decode(), incarnation.decode())
+                case {b"blamed": request, b"worker": worker_id, b"incarnation": incarnation}:
+                    return Blamed(request.decode(), worker_id.decode(), incarnation.decode())
+                case {b"published": topic, b"version": version}:
+                    return Published(topic_of(topic.decode()), _version_of(version))
                 case _:
                     pass
         except ValueError:
@@ -189,9 +267,15 @@ class Decoder:
         return None
 
 
+def _version_of(raw: bytes) -> int:
+    if not _VERSION.fullmatch(raw):
+        raise ValueError("versions of documents begin at 1")
+    return int(raw)
+
+
 def _is_hex(block: bytes) -> bool:
     try:
         bytes.fromhex(block.decode())
     except ValueError:
         return False
-    return True
+    return len(block) <= BLOCK_NAME_MAX

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+from controlplane.config import StoreConfig
 from controlplane.store import scripts
+from controlplane.store.api import Blamed, Topic
 from controlplane.store.keys import RECORDS_TTL_MS, Keys
 from controlplane.store.scripts import Command
 from controlplane.wire import KvLocation, Reservation, WorkerBeat
 
 
-def heartbeat(keys: Keys, beat: WorkerBeat, *, ttl_s: float, events_max: int) -> Command:
+def heartbeat(keys: Keys, beat: WorkerBeat, *, ttl_s: float, config: StoreConfig) -> Command:
     """For `heartbeat.lua`; beat and inventory travel apart, because only the first is stored."""
     return scripts.HEARTBEAT.by_digest(
         keys.of_worker(beat.worker_id),
@@ -22,8 +24,10 @@ def heartbeat(keys: Keys, beat: WorkerBeat, *, ttl_s: float, events_max: int) ->
             int(beat.inventory.is_full),
             beat.model_dump_json(exclude={"inventory"}),
             beat.inventory.model_dump_json(),
-            events_max,
+            config.events_max,
             RECORDS_TTL_MS,
+            config.inventory_blocks_max,
+            config.workers_max,
         ],
     )
 
@@ -35,12 +39,12 @@ def deregister(keys: Keys, worker_id: str, incarnation: str, *, events_max: int)
     )
 
 
-def reserve(keys: Keys, reservation: Reservation) -> Command:
+def reserve(keys: Keys, reservation: Reservation, *, links_max: int) -> Command:
     """For `reserve.lua`."""
     places, members = _claims(keys, reservation)
     if reservation.link is not None:
         places.insert(2, keys.links)
-        members.append(reservation.link)
+        members += [reservation.link, str(links_max)]
     return scripts.RESERVE.by_digest(
         [
             keys.worker(reservation.prefill_worker),
@@ -90,7 +94,7 @@ def take_link_budget(
     )
 
 
-def put_segment(keys: Keys, location: KvLocation) -> Command:
+def put_segment(keys: Keys, location: KvLocation, *, segments_max: int) -> Command:
     """For `put_segment.lua`."""
     return scripts.PUT_SEGMENT.by_digest(
         [keys.segment(location.segment_id), keys.segments],
@@ -98,6 +102,7 @@ def put_segment(keys: Keys, location: KvLocation) -> Command:
             location.segment_id,
             location.model_dump_json(exclude_defaults=True),
             _ms(location.lease_s),
+            segments_max,
         ],
     )
 
@@ -107,11 +112,55 @@ def drop_segment(keys: Keys, segment_id: str) -> Command:
     return scripts.DROP_SEGMENT.by_digest([keys.segment(segment_id), keys.segments], [segment_id])
 
 
+def claim_key(
+    keys: Keys, key: str, *, owner: str, digest: str, ttl_s: float, is_renewal: bool
+) -> Command:
+    """For `claim_key.lua`."""
+    return scripts.CLAIM_KEY.by_digest(
+        [keys.idempotency(key)], [owner, digest, _ms(ttl_s), int(is_renewal)]
+    )
+
+
+def release_key(keys: Keys, key: str, *, owner: str, keep_s: float) -> Command:
+    """For `release_key.lua`."""
+    return scripts.RELEASE_KEY.by_digest([keys.idempotency(key)], [owner, _ms(keep_s)])
+
+
+def blame(keys: Keys, blamed: Blamed, *, events_max: int) -> Command:
+    """For `blame.lua`."""
+    return scripts.BLAME.by_digest(
+        [keys.events],
+        [blamed.fingerprint, blamed.worker_id, blamed.incarnation, events_max, RECORDS_TTL_MS],
+    )
+
+
+def publish(
+    keys: Keys, topic: Topic, body: bytes, *, expected_version: int | None, config: StoreConfig
+) -> Command:
+    """For `publish.lua`."""
+    return scripts.PUBLISH.by_digest(
+        [keys.document(topic), keys.events],
+        [
+            topic,
+            body,
+            "" if expected_version is None else expected_version,
+            config.document_bytes_max,
+            config.events_max,
+            RECORDS_TTL_MS,
+        ],
+    )
+
+
+def document(keys: Keys, topic: Topic, *, bytes_max: int) -> Command:
+    """For `document.lua`."""
+    return scripts.DOCUMENT.by_digest([keys.document(topic)], [bytes_max, RECORDS_TTL_MS])
+
+
 def _claims(keys: Keys, reservation: Reservation) -> tuple[list[str], list[str]]:
     claims = keys.claims(reservation)
     return [place for place, _ in claims], [member for _, member in claims]
 
 
 def _ms(seconds: float) -> int:
-    """Whole milliseconds, at least one: Redis refuses an expiry of zero."""
-    return max(1, math.ceil(seconds * 1000))
+    """Whole milliseconds: at least one, for Redis refuses zero, and at most what records have."""
+    return max(1, min(math.ceil(seconds * 1000), RECORDS_TTL_MS))

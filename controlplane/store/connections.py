@@ -3,83 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from typing import Final
 
 from hiredis import pack_command
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AskError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from controlplane.errors import ConfigError
+from controlplane.store.dialing import Reply, read_reply
+from controlplane.store.redirects import Asked, Moved, redirect_of
 from controlplane.store.scripts import BY_SHA, Command
+from controlplane.store.servers import Servers
+from controlplane.store.urls import Address
 
-#: What the server answers: bytes, int, None, lists of these, or an error it replied with.
-Reply: TypeAlias = object
-ConnectionFactory: TypeAlias = Callable[[], AbstractConnection]
+#: Before a command that a node may answer although its slot is still on its way there.
+_ASKING: Final[Command] = ("ASKING",)
 
 #: A deadline that fires this much late finds a loop that was busy with something else; the answer
 #: may lie in the socket, so the loop gets as long again to pick it up.
 LOOP_LAG_S: Final = 0.005
-
-#: Parts of a URL that do not change how we wait, retry or decode.
-_URL_OPTIONS: Final = ("db", "username", "password", "ssl_")
-
-
-def connection_factory(
-    url: str, *, connect_timeout_s: float, client_name: str
-) -> ConnectionFactory:
-    """
-    How to make a connection; makes none yet.
-
-    Args:
-        url: `redis://`, `rediss://` or `unix://`; its query may hold `db`, `username`, `password`
-            and `ssl_...`.
-        connect_timeout_s: Seconds for connecting, and for closing. > 0.
-        client_name: Shown by `CLIENT LIST`; no blanks.
-
-    Raises:
-        ConfigError: Not such a URL.
-    """
-    for option in parse_qs(urlsplit(url).query):
-        if not option.startswith(_URL_OPTIONS):
-            raise ConfigError(
-                f"REDIS_URL may not set {option!r}: waits and retries belong to the section "
-                "[store] of the fleet file"
-            )
-    try:
-        where: dict[str, Any] = {**parse_url(url)}
-    except ValueError as error:
-        raise ConfigError(f"REDIS_URL is not usable: {error}") from error
-    connection_class: type[AbstractConnection] = where.pop("connection_class", Connection)
-    if issubclass(connection_class, Connection):
-        where["socket_keepalive"] = True
-    options: dict[str, Any] = {
-        # Each exchange runs under a deadline that also covers connecting and queueing. A second
-        # one here would cost a task for every send and not see those.
-        "socket_timeout": None,
-        "socket_connect_timeout": connect_timeout_s,
-        "socket_read_size": 65536,
-        # A retry is the caller's choice, and on the request path it has no time for one.
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_error": [],
-        "retry_on_timeout": False,
-        # A dead idle connection is noticed when it is taken; a PING before would be a round trip.
-        "health_check_interval": 0,
-        "encoding": "utf-8",
-        "encoding_errors": "strict",
-        "decode_responses": False,
-        # RESP2 has all we read, and saves HELLO on every connect.
-        "protocol": 2,
-        "client_name": client_name,
-        "driver_info": None,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-    }
-    return lambda: connection_class(**where, **options)
 
 
 class deadline:  # noqa: N801 - used as `async with deadline(...)`, as `asyncio.timeout` is
@@ -129,6 +73,15 @@ class deadline:  # noqa: N801 - used as `async with deadline(...)`, as `asyncio.
         self._limit.reschedule(self._loop.time())
 
 
+class NotReached(RedisConnectionError):
+    """A server could not be connected to: nothing was sent, so another one may be asked."""
+
+    def __init__(self, reason: RedisError | OSError) -> None:
+        super().__init__(str(reason))
+        #: What went wrong.
+        self.reason = reason
+
+
 class Connections:
     """
     Up to `limit` connections; the one used last is used next, so that the rest stay idle.
@@ -137,27 +90,99 @@ class Connections:
     or a cancellation above all, it is closed, so that no reply can reach a later caller.
     """
 
-    def __init__(self, make: ConnectionFactory, *, limit: int) -> None:
-        self._make = make
-        self._idle: list[AbstractConnection] = []
+    def __init__(self, servers: Servers, *, limit: int, redirects_max: int) -> None:
+        """
+        Connect to nobody yet.
+
+        Args:
+            servers: Whom to ask.
+            limit: Connections at the same time, >= 1.
+            redirects_max: Further servers that one exchange may be sent to.
+        """
+        self._servers = servers
+        self._redirects_max = redirects_max
+        self._idle: list[tuple[Address, AbstractConnection]] = []
         self._busy: set[AbstractConnection] = set()
         self._slots = asyncio.Semaphore(limit)
+        #: One exchange at a time, see `narrow`.
+        self._is_narrow = False
+        self._freed = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Connections {len(self._busy)} busy, {len(self._idle)} idle>"
+
+    def narrow(self) -> None:
+        """From now on one exchange at a time, and so one connection."""
+        self._is_narrow = True
+
+    def widen(self) -> None:
+        """As many as there may be."""
+        self._is_narrow = False
+        self._freed.set()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Reply]:
         """
         Send commands in one go and read as many replies.
 
-        A script the server does not know (flushed, failed over) is sent again in full.
+        A script the server does not know (flushed, failed over) is sent again in full. A server
+        that names another one, is no master or cannot be connected to gives way to the next, and
+        all commands are sent there: each may be done twice. What was sent and not answered is
+        never sent again.
 
         Raises:
-            redis.exceptions.RedisError: No connection, or it broke. An error that the server
-                replied with is not raised but stands in the list.
+            redis.exceptions.RedisError: No connection, or it broke; or no server serves. An
+                error that a command was answered with is not raised but stands in the list.
             OSError: The same.
         """
-        replies = await self._exchange_once(commands)
+        asked: list[Address] = []
+        failure: RedisError | OSError | None = None
+        while len(asked) <= self._redirects_max:
+            server = self._servers.current or await self._servers.find()
+            if server in asked:
+                # The next call looks for another one.
+                self._servers.lost(server)
+                break
+            asked.append(server)
+            try:
+                replies = await self._ask(server, commands)
+            except NotReached as error:
+                failure = error.reason
+                self._servers.lost(server)
+                continue
+            except (RedisError, OSError):
+                self._servers.lost(server)
+                raise
+            errors = [reply for reply in replies if isinstance(reply, ResponseError)]
+            match redirect_of(errors, asked=server) if errors else None:
+                case None:
+                    return replies
+                case Asked(at):
+                    return await self._ask_aside(at, commands, replies)
+                case Moved(to):
+                    self._servers.moved(server, to)
+                case "not_master":
+                    self._servers.lost(server)
+                case "down":
+                    self._servers.lost(server)
+                    raise errors[0]
+            failure = errors[0]
+        raise failure or RedisConnectionError("no server")
+
+    async def _ask_aside(
+        self, server: Address, commands: Sequence[Command], replies: list[Reply]
+    ) -> list[Reply]:
+        """Replies with those that a slot on its way sends to its new server asked for there."""
+        aside = [index for index, reply in enumerate(replies) if isinstance(reply, AskError)]
+        wanted = [command for index in aside for command in (_ASKING, commands[index])]
+        found = (await self._ask(server, wanted, is_aside=True))[1::2]
+        for index, reply in zip(aside, found, strict=True):
+            replies[index] = reply
+        return replies
+
+    async def _ask(
+        self, server: Address, commands: Sequence[Command], *, is_aside: bool = False
+    ) -> list[Reply]:
+        replies = await self._exchange_once(server, commands)
         unknown = [
             index
             for index, reply in enumerate(replies)
@@ -165,43 +190,68 @@ class Connections:
         ]
         if unknown:
             again = [BY_SHA[str(commands[index][1])].in_full(commands[index]) for index in unknown]
-            for index, reply in zip(unknown, await self._exchange_once(again), strict=True):
+            if is_aside:
+                again = [command for each in again for command in (_ASKING, each)]
+            told = await self._exchange_once(server, again)
+            for index, reply in zip(unknown, told[1::2] if is_aside else told, strict=True):
                 replies[index] = reply
         return replies
 
-    async def _exchange_once(self, commands: Sequence[Command]) -> list[Reply]:
+    async def _exchange_once(self, server: Address, commands: Sequence[Command]) -> list[Reply]:
         async with self._slots:
-            connection = self._idle.pop() if self._idle else self._make()
+            while self._is_narrow and self._busy:
+                self._freed.clear()
+                await self._freed.wait()
+            connection, stale = self._take(server)
             self._busy.add(connection)
             is_clean = False
             try:
+                for other in stale:
+                    await other.disconnect(nowait=True)
                 if connection.is_connected and await connection.can_read():
                     # Nobody asked, so this is the end of the stream: the server closed it.
                     await connection.disconnect(nowait=True)
+                if not connection.is_connected:
+                    await self._connect(connection)
                 # Packed in C; the connection's own way is Python and takes ten times as long.
                 packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
                 await connection.send_packed_command(packed, check_health=False)
-                replies = [await _read_reply(connection) for _ in commands]
+                replies = [await read_reply(connection) for _ in commands]
                 is_clean = True
                 return replies
             finally:
                 self._busy.discard(connection)
+                self._freed.set()
                 if not is_clean:
                     # Without waiting, so a second cancellation has no moment to cut it short.
                     await connection.disconnect(nowait=True)
-                self._idle.append(connection)
+                self._idle.append((server, connection))
+
+    def _take(self, server: Address) -> tuple[AbstractConnection, list[AbstractConnection]]:
+        """
+        The connection to this server that was used last, or a new one.
+
+        Returns:
+            It, and those to other servers that were found on the way: to be closed.
+        """
+        stale: list[AbstractConnection] = []
+        while self._idle:
+            known, connection = self._idle.pop()
+            if known == server:
+                return connection, stale
+            stale.append(connection)
+        return self._servers.dial(server), stale
+
+    async def _connect(self, connection: AbstractConnection) -> None:
+        try:
+            await connection.connect_check_health(check_health=False)
+            await self._servers.check(connection)
+        except (RedisError, OSError) as error:
+            raise NotReached(error) from error
 
     async def close(self) -> None:
         """Close all connections; calls in flight fail."""
-        connections = [*self._idle, *self._busy]
+        connections = [*(connection for _, connection in self._idle), *self._busy]
         self._idle.clear()
         for connection in connections:
             await connection.disconnect()
-
-
-async def _read_reply(connection: AbstractConnection) -> Reply:
-    try:
-        reply: Reply = await connection.read_response()
-    except ResponseError as error:
-        return error
-    return reply

@@ -8,7 +8,7 @@ from typing import Final
 
 from controlplane.errors import StoreUnavailable
 from controlplane.store.calls import Calls
-from controlplane.store.connections import Reply
+from controlplane.store.dialing import Reply
 from controlplane.store.scripts import Command
 
 #: Commands of one round trip; it has to stay far below its timeout.

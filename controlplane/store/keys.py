@@ -15,9 +15,12 @@ from controlplane.wire import Reservation
 
 KeyType: TypeAlias = Literal["hash", "list", "set", "stream", "string", "zset"]
 
-#: Events and decision records of a fleet that nobody writes to any more go after this. 7 days:
-#: a record should survive a long weekend, the rest of a dead fleet should not stay for ever.
+#: Events, decision records and documents of a fleet that nobody uses any more go after this. 7
+#: days: a record should survive a long weekend, the rest of a dead fleet should not stay for ever.
 RECORDS_TTL_MS: Final = 7 * 24 * 3600 * 1000
+#: What ends later than this from now is garbage, LIFE_MAX in prelude.lua: a second for clocks of a
+#: master and its replica that differ.
+LIFE_MAX_MS: Final = RECORDS_TTL_MS + 1000
 
 #: Field of an inventory that names the incarnation it is complete for; never a block's hex.
 INVENTORY_COMPLETE: Final = b"@"
@@ -106,9 +109,9 @@ KEY_TABLE: Final = (
         name="events",
         type="stream",
         ttl="7 days from the last event; store.events_max entries",
-        owner="each worker",
-        writer="worker: heartbeat, deregister",
-        lost="routers catch up with their next snapshot",
+        owner="each worker; each router for whom it blames; each publisher",
+        writer="worker: heartbeat, deregister; router: blame; publisher: publish",
+        lost="routers catch up with their next snapshot; blames of this time are forgotten",
     ),
     KeySpec(
         name="segments",
@@ -141,6 +144,22 @@ KEY_TABLE: Final = (
         owner="the router that decided",
         writer="router: finish",
         lost="records are listed but not found by id; a repeated finish appends again",
+    ),
+    KeySpec(
+        name="idempotency:<key>",
+        type="hash",
+        ttl="limits.key_ttl_s while its request runs, limits.key_keep_s after",
+        owner="the router that runs the request",
+        writer="router: claim_key, release_key",
+        lost="a retry may run beside the first request, or the key may name another one",
+    ),
+    KeySpec(
+        name="document:<topic>",
+        type="hash",
+        ttl="7 days from the last time it was published or read",
+        owner="the operator or the planner",
+        writer="publisher: publish; router: document prolongs",
+        lost="routers keep what they have read last; versions begin at 1 again",
     ),
 )
 
@@ -192,6 +211,14 @@ class Keys:
     def segment(self, segment_id: str) -> str:
         """One KV location."""
         return f"{self.prefix}segment:{segment_id}"
+
+    def idempotency(self, key: str) -> str:
+        """Claim of an idempotency key."""
+        return f"{self.prefix}idempotency:{key}"
+
+    def document(self, topic: str) -> str:
+        """A published document."""
+        return f"{self.prefix}document:{topic}"
 
     def claims(self, reservation: Reservation) -> list[tuple[str, str]]:
         """Where a reservation is kept: key and member at the prefill worker, the decoder, the link.

@@ -11,13 +11,22 @@ from controlplane.wire import Reservation
 class Ledger:
     """Who has claimed how much where, and until when."""
 
-    def __init__(self, *, clock: Callable[[], float]) -> None:
+    def __init__(self, *, clock: Callable[[], float], links_max: int) -> None:
+        """
+        Nothing is claimed.
+
+        Args:
+            clock: Monotonic seconds.
+            links_max: Links that are listed.
+        """
         self._clock = clock
+        self._links_max = links_max
         #: Names of places and members as in Redis, so that both keep the same books.
         self._keys = Keys("memory")
         #: Expiry in seconds by member, by place.
         self._places: dict[str, dict[str, float]] = {}
-        self._links: set[str] = set()
+        #: When the last claim on a link ends, by link.
+        self._links: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<Ledger {sum(map(len, self._places.values()))} claims>"
@@ -30,7 +39,10 @@ class Ledger:
             ttl_s = reservation.ttl_s if place == decode else reservation.prefill_ttl_s
             self._places.setdefault(place, {})[member] = now_s + ttl_s
         if reservation.link is not None:
-            self._links.add(reservation.link)
+            until_s = now_s + reservation.prefill_ttl_s
+            self._links[reservation.link] = max(self._links.get(reservation.link, 0.0), until_s)
+            if len(self._links) > self._links_max:
+                del self._links[min(self._links, key=lambda link: (self._links[link], link))]
 
     def release(self, reservation: Reservation) -> list[bool]:
         """
@@ -60,7 +72,7 @@ class Ledger:
 
     def by_link(self) -> dict[str, int]:
         """Reserved bytes of each link that has a live reservation."""
-        self._links = {link for link in self._links if self.at_link(link)}
+        self._links = {link: until for link, until in self._links.items() if self.at_link(link)}
         return {link: sum(self.at_link(link)) for link in sorted(self._links)}
 
     def _amounts(self, place: str) -> list[int]:

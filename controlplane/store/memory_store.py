@@ -11,17 +11,23 @@ from itertools import islice
 from controlplane.config import StoreConfig
 from controlplane.errors import StoreUnavailable
 from controlplane.store.api import (
+    Blamed,
     BudgetGrant,
     Cursor,
+    Document,
+    KeyClaim,
+    Published,
     StoredDecision,
     StoreEvent,
     StoreSnapshot,
+    Topic,
     WorkerLeft,
     WorkerLoad,
     WorkerSeen,
 )
 from controlplane.store.budget import TokenBucket, check_budget
-from controlplane.store.codec import FIRST, check_cursor
+from controlplane.store.claims import KeyClaims
+from controlplane.store.codec import FIRST, check_cursor, check_document
 from controlplane.store.ledger import Ledger
 from controlplane.store.roster import Roster
 from controlplane.wire import (
@@ -54,22 +60,27 @@ class MemoryStore:
         """
         self._config = config
         self._clock = clock
-        self._ledger = Ledger(clock=clock)
-        self._roster = Roster(clock=clock)
+        self._ledger = Ledger(clock=clock, links_max=config.links_max)
+        self._roster = Roster(clock=clock, blocks_max=config.inventory_blocks_max)
         self._buckets: dict[str, TokenBucket] = {}
         self._events: deque[tuple[int, StoreEvent]] = deque(maxlen=config.events_max)
         self._event_number = 0
         self._segments: dict[str, tuple[float, KvLocation]] = {}
         self._decisions: OrderedDict[str, StoredDecision] = OrderedDict()
         self._decision_number = 0
+        self._claims = KeyClaims(clock=clock)
+        self._documents: dict[Topic, Document] = {}
         #: Set, and replaced, by each event.
         self._news = asyncio.Event()
         self._is_closed = False
-        #: Always 0: nobody else writes here. The same attribute as `RedisStore` has.
-        self.decode_errors_total = 0
 
     def __repr__(self) -> str:
         return f"<MemoryStore {self._roster!r} {self._ledger!r}, {len(self._decisions)} decisions>"
+
+    @property
+    def decode_errors_total(self) -> int:
+        """Always 0: nobody else writes here."""
+        return 0
 
     async def ping(self) -> float:
         """No time at all."""
@@ -79,14 +90,26 @@ class MemoryStore:
     # --- Workers ------------------------------------------------------------------------------
 
     async def heartbeat(self, beat: WorkerBeat, *, ttl_s: float) -> BeatReply:
-        """Register or refresh a worker; see `Roster.report`."""
+        """
+        Register or refresh a worker; see `Roster.report`.
+
+        Raises:
+            StoreUnavailable: Also if the fleet has `StoreConfig.workers_max` other workers.
+        """
         self._check_open()
+        is_new = self._roster.find(beat.worker_id) is None
+        if is_new and len(self._roster.live()) >= self._config.workers_max:
+            raise StoreUnavailable(
+                f"heartbeat: the fleet has {self._config.workers_max} workers, which is all it may"
+            )
         reported = self._roster.report(beat, ttl_s=ttl_s)
         if reported.is_replaced:
             self._ledger.forget_worker(beat.worker_id)
         if reported.news is not None:
             self._tell(WorkerSeen(reported.news))
-        return BeatReply(wants_full_inventory=reported.wants_full_inventory)
+        return BeatReply(
+            wants_full_inventory=reported.wants_full_inventory, is_inventory_cut=reported.is_cut
+        )
 
     async def deregister(self, worker_id: str, incarnation: str) -> None:
         """Remove a worker unless another incarnation took its place."""
@@ -229,6 +252,8 @@ class MemoryStore:
         """Publish or renew a KV location for its lease."""
         self._check_open()
         self._segments[location.segment_id] = (self._clock() + location.lease_s, location)
+        if len(self._segments) > self._config.segments_max:
+            del self._segments[min(self._segments, key=lambda name: self._segments[name][0])]
 
     async def drop_segment(self, segment_id: str) -> None:
         """Withdraw a KV location; twice does nothing."""
@@ -266,6 +291,56 @@ class MemoryStore:
         """One decision record, while it is among the newest `StoreConfig.decisions_max`."""
         self._check_open()
         return self._decisions.get(decision_id)
+
+    # --- Idempotency keys, blames and documents -----------------------------------------------
+
+    async def claim_key(
+        self, key: str, *, owner: str, digest: str, ttl_s: float, is_renewal: bool = False
+    ) -> KeyClaim:
+        """Claim an idempotency key; see `KeyClaims.claim`."""
+        self._check_open()
+        return self._claims.claim(
+            key, owner=owner, digest=digest, ttl_s=ttl_s, is_renewal=is_renewal
+        )
+
+    async def release_key(self, key: str, *, owner: str, keep_s: float) -> None:
+        """End the claim of an idempotency key."""
+        self._check_open()
+        self._claims.release(key, owner=owner, keep_s=keep_s)
+
+    async def blame(self, blamed: Blamed) -> None:
+        """Tell the routers that a worker died while it ran a request."""
+        self._check_open()
+        self._tell(blamed)
+
+    async def publish(
+        self, topic: Topic, body: bytes, *, expected_version: int | None = None
+    ) -> Document | None:
+        """
+        Replace a document and tell the routers; the steps are those of `publish.lua`.
+
+        Raises:
+            RequestTooLarge: Over `StoreConfig.document_bytes_max`.
+            MalformedRequest: Not JSON.
+        """
+        self._check_open()
+        check_document(body, bytes_max=self._config.document_bytes_max)
+        known = self._documents.get(topic)
+        version = known.version if known is not None else 0
+        is_there = known is not None and known.body == body
+        if is_there and expected_version in {None, version, version - 1}:
+            return known
+        if expected_version not in {None, version}:
+            return None
+        document = Document(version=version + 1, body=body)
+        self._documents[topic] = document
+        self._tell(Published(topic, document.version))
+        return document
+
+    async def document(self, topic: Topic) -> Document | None:
+        """The newest version of a document."""
+        self._check_open()
+        return self._documents.get(topic)
 
     async def close(self) -> None:
         """Later calls raise `StoreUnavailable`, and so do those that wait."""

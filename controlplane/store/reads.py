@@ -18,7 +18,7 @@ from controlplane.store.api import (
 )
 from controlplane.store.calls import Calls
 from controlplane.store.codec import FIRST, Decoder, Entry
-from controlplane.store.keys import Keys
+from controlplane.store.keys import LIFE_MAX_MS, Keys
 from controlplane.store.scripts import Argument, Command
 from controlplane.wire import KvLocation, WorkerBeat
 
@@ -28,7 +28,7 @@ EVENTS_BATCH: Final = 512
 
 async def snapshot(calls: Calls, keys: Keys, decoder: Decoder) -> StoreSnapshot:
     """See `RedisStore.snapshot`."""
-    newest, clock, workers, links = await calls.ask(
+    newest, clock, workers, links = await calls.read(
         "snapshot",
         (
             ("XREVRANGE", keys.events, "+", "-", "COUNT", 1),
@@ -42,17 +42,17 @@ async def snapshot(calls: Calls, keys: Keys, decoder: Decoder) -> StoreSnapshot:
     worker_ids = decoder.live_members(workers, now_ms)
     link_ids = decoder.live_members(links, now_ms)
 
+    #: Scores of reservations that are neither over nor later than any may end.
+    live = (f"({now_ms}", f"({now_ms + LIFE_MAX_MS}")
     commands: list[Command] = []
     for worker_id in worker_ids:
         commands += [
             ("HGET", keys.worker(worker_id), "beat"),
             ("HGETALL", keys.inventory(worker_id)),
-            ("ZRANGEBYSCORE", keys.reserved(worker_id), f"({now_ms}", "+inf"),
+            ("ZRANGEBYSCORE", keys.reserved(worker_id), *live),
         ]
-    commands += [
-        ("ZRANGEBYSCORE", keys.link(link_id), f"({now_ms}", "+inf") for link_id in link_ids
-    ]
-    replies = iter(await calls.ask("snapshot", commands) if commands else ())
+    commands += [("ZRANGEBYSCORE", keys.link(link_id), *live) for link_id in link_ids]
+    replies = iter(await calls.read("snapshot", commands) if commands else ())
 
     beats: list[WorkerBeat] = []
     loads: dict[str, WorkerLoad] = {}
@@ -111,12 +111,13 @@ async def segments(
     if count <= 0:
         return ()
     (reply,) = await calls.ask("segments", (("ZREVRANGE", keys.segments, 0, count - 1),))
-    names = [decoder.text(name) for name in decoder.items(reply)]
-    wanted = [keys.segment(name) for name in names if name is not None]
-    if not wanted:
+    texts = [decoder.text(name) for name in decoder.items(reply)]
+    names = [name for name in texts if name is not None]
+    if not names:
         return ()
-    found = await calls.ask_one("segments", ("MGET", *wanted))
-    locations = [decoder.location(raw) for raw in decoder.items(found)]
+    found = await calls.ask_one("segments", ("MGET", *map(keys.segment, names)))
+    raws = decoder.items(found)
+    locations = [decoder.location(raw, name) for raw, name in zip(raws, names, strict=True)]
     return [location for location in locations if location is not None]
 
 

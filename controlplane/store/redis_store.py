@@ -8,20 +8,26 @@ from random import Random
 from typing import Self
 
 from controlplane.config import StoreConfig
+from controlplane.errors import StoreUnavailable
 from controlplane.store import commands, reads
 from controlplane.store.api import (
+    Blamed,
     BudgetGrant,
     Cursor,
+    Document,
+    KeyClaim,
     StoredDecision,
     StoreEvent,
     StoreSnapshot,
+    Topic,
 )
 from controlplane.store.breaker import Breaker
 from controlplane.store.budget import check_budget
 from controlplane.store.calls import Calls
-from controlplane.store.codec import Decoder, check_cursor
+from controlplane.store.codec import CLAIMS, Decoder, check_cursor, check_document
 from controlplane.store.gather import Gatherer
 from controlplane.store.keys import Keys
+from controlplane.store.roster import fitting
 from controlplane.store.scripts import Command
 from controlplane.wire import BeatReply, KvLocation, Reservation, ReserveReply, WorkerBeat
 
@@ -110,12 +116,22 @@ class RedisStore:
     # --- Workers ------------------------------------------------------------------------------
 
     async def heartbeat(self, beat: WorkerBeat, *, ttl_s: float) -> BeatReply:
-        """Register or refresh a worker; see `heartbeat.lua`."""
-        command = commands.heartbeat(
-            self._keys, beat, ttl_s=ttl_s, events_max=self._config.events_max
+        """
+        Register or refresh a worker; see `heartbeat.lua`.
+
+        Raises:
+            StoreUnavailable: Also if the fleet has `StoreConfig.workers_max` other workers.
+        """
+        beat, is_cut = fitting(beat, blocks_max=self._config.inventory_blocks_max)
+        command = commands.heartbeat(self._keys, beat, ttl_s=ttl_s, config=self._config)
+        wants_full, is_cut_there = await self._run("heartbeat", command)
+        if wants_full < 0:
+            raise StoreUnavailable(
+                f"heartbeat: the fleet has {self._config.workers_max} workers, which is all it may"
+            )
+        return BeatReply(
+            wants_full_inventory=bool(wants_full), is_inventory_cut=is_cut or bool(is_cut_there)
         )
-        (wants_full,) = await self._run("heartbeat", command)
-        return BeatReply(wants_full_inventory=bool(wants_full))
 
     async def deregister(self, worker_id: str, incarnation: str) -> None:
         """Remove a worker; see `deregister.lua`."""
@@ -149,7 +165,9 @@ class RedisStore:
 
     async def reserve(self, reservation: Reservation) -> ReserveReply:
         """Claim capacity, all or nothing; see `reserve.lua`."""
-        reply = await self._reservations.ask(commands.reserve(self._keys, reservation))
+        reply = await self._reservations.ask(
+            commands.reserve(self._keys, reservation, links_max=self._config.links_max)
+        )
         return self._decoder.reserve_reply(reply)
 
     async def finish(self, finished: Sequence[tuple[Reservation | None, str, bytes]]) -> None:
@@ -201,7 +219,8 @@ class RedisStore:
 
     async def put_segment(self, location: KvLocation) -> None:
         """Publish or renew a KV location; see `put_segment.lua`."""
-        await self._run("put_segment", commands.put_segment(self._keys, location))
+        command = commands.put_segment(self._keys, location, segments_max=self._config.segments_max)
+        await self._run("put_segment", command)
 
     async def drop_segment(self, segment_id: str) -> None:
         """Withdraw a KV location; see `drop_segment.lua`."""
@@ -229,6 +248,51 @@ class RedisStore:
     async def decision(self, decision_id: str) -> StoredDecision | None:
         """One decision record, while it is among the newest `StoreConfig.decisions_max`."""
         return await reads.decision(self._calls, self._keys, self._decoder, decision_id)
+
+    # --- Idempotency keys, blames and documents -----------------------------------------------
+
+    async def claim_key(
+        self, key: str, *, owner: str, digest: str, ttl_s: float, is_renewal: bool = False
+    ) -> KeyClaim:
+        """Claim an idempotency key; see `claim_key.lua`. On the request path."""
+        command = commands.claim_key(
+            self._keys, key, owner=owner, digest=digest, ttl_s=ttl_s, is_renewal=is_renewal
+        )
+        (answer,) = await self._run("claim_key", command, timeout_s=self._config.call_timeout_s)
+        return CLAIMS[answer]
+
+    async def release_key(self, key: str, *, owner: str, keep_s: float) -> None:
+        """End the claim of an idempotency key; see `release_key.lua`."""
+        command = commands.release_key(self._keys, key, owner=owner, keep_s=keep_s)
+        await self._run("release_key", command)
+
+    async def blame(self, blamed: Blamed) -> None:
+        """Tell the routers that a worker died while it ran a request; see `blame.lua`."""
+        await self._run(
+            "blame", commands.blame(self._keys, blamed, events_max=self._config.events_max)
+        )
+
+    async def publish(
+        self, topic: Topic, body: bytes, *, expected_version: int | None = None
+    ) -> Document | None:
+        """
+        Replace a document and tell the routers; see `publish.lua`.
+
+        Raises:
+            RequestTooLarge: Over `StoreConfig.document_bytes_max`.
+            MalformedRequest: Not JSON.
+        """
+        check_document(body, bytes_max=self._config.document_bytes_max)
+        command = commands.publish(
+            self._keys, topic, body, expected_version=expected_version, config=self._config
+        )
+        (version,) = await self._run("publish", command)
+        return Document(version=version, body=body) if version else None
+
+    async def document(self, topic: Topic) -> Document | None:
+        """The newest version of a document; see `document.lua`."""
+        command = commands.document(self._keys, topic, bytes_max=self._config.document_bytes_max)
+        return self._decoder.document(await self._calls.ask_one("document", command))
 
     async def close(self) -> None:
         """Close connections; later calls raise `StoreUnavailable`."""

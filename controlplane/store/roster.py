@@ -36,13 +36,38 @@ class Reported:
     news: WorkerBeat | None = None
     #: Another incarnation took the worker's place.
     is_replaced: bool = False
+    #: Only the newest part of the inventory is kept.
+    is_cut: bool = False
+
+
+def fitting(beat: WorkerBeat, *, blocks_max: int) -> tuple[WorkerBeat, bool]:
+    """
+    A beat whose inventory is not too large in itself.
+
+    Returns:
+        It with the last `blocks_max` of the blocks it stores, and whether there were more.
+    """
+    stored = beat.inventory.stored
+    if len(stored) <= blocks_max:
+        return beat, False
+    newest = dict(list(stored.items())[-blocks_max:])
+    inventory = beat.inventory.model_copy(update={"stored": newest})
+    return beat.model_copy(update={"inventory": inventory}), True
 
 
 class Roster:
     """Live workers."""
 
-    def __init__(self, *, clock: Callable[[], float]) -> None:
+    def __init__(self, *, clock: Callable[[], float], blocks_max: int) -> None:
+        """
+        Nobody is there.
+
+        Args:
+            clock: Monotonic seconds.
+            blocks_max: Of one worker's inventory.
+        """
         self._clock = clock
+        self._blocks_max = blocks_max
         self._workers: dict[str, Registration] = {}
 
     def __repr__(self) -> str:
@@ -74,10 +99,13 @@ class Roster:
         """
         Take a beat in, step by step as `heartbeat.lua` does.
 
+        An inventory that grew too large begins anew with this delta, which is the newest part.
+
         Args:
             beat: The report.
             ttl_s: Seconds it stays without another one.
         """
+        beat, is_cut = fitting(beat, blocks_max=self._blocks_max)
         known = self.find(beat.worker_id)
         is_same = known is not None and known.beat.incarnation == beat.incarnation
         if known is not None and is_same and beat.sequence <= known.beat.sequence:
@@ -94,9 +122,15 @@ class Roster:
             for block in beat.inventory.removed:
                 worker.stored.pop(block, None)
             worker.stored.update(beat.inventory.stored)
+            if len(worker.stored) > self._blocks_max:
+                is_cut = True
+                worker.stored = dict(beat.inventory.stored)
+                newest = Inventory(is_full=True, stored=beat.inventory.stored)
+                beat = beat.model_copy(update={"inventory": newest})
         self._workers[beat.worker_id] = worker
         return Reported(
             wants_full_inventory=not worker.is_complete,
             news=beat if worker.is_complete else bare,
             is_replaced=known is not None and not is_same,
+            is_cut=is_cut,
         )

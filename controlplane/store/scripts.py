@@ -43,6 +43,11 @@ FINISH: Final = _load("finish")
 LINK_BUDGET: Final = _load("link_budget")
 PUT_SEGMENT: Final = _load("put_segment")
 DROP_SEGMENT: Final = _load("drop_segment")
+CLAIM_KEY: Final = _load("claim_key")
+RELEASE_KEY: Final = _load("release_key")
+BLAME: Final = _load("blame")
+PUBLISH: Final = _load("publish")
+DOCUMENT: Final = _load("document")
 
 BY_SHA: Final = {
     script.sha: script
@@ -55,5 +60,10 @@ BY_SHA: Final = {
         LINK_BUDGET,
         PUT_SEGMENT,
         DROP_SEGMENT,
+        CLAIM_KEY,
+        RELEASE_KEY,
+        BLAME,
+        PUBLISH,
+        DOCUMENT,
     )
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import pytest
+from redis_servers import Cluster, a_cluster
 from store_builders import TTL_S, Advance, a_beat, full
 
 from controlplane.config import StoreConfig
@@ -29,6 +30,13 @@ def server_url() -> Iterator[str]:
     server.start()
     yield server.url
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes for the whole session; fleets have random names and so random nodes."""
+    with a_cluster() as servers:
+        yield servers
 
 
 @pytest.fixture
@@ -68,14 +76,16 @@ async def redis_store(server_url: str, config: StoreConfig) -> AsyncIterator[Red
     await store.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "cluster"])
 async def store(
     request: pytest.FixtureRequest, config: StoreConfig, clock: FakeClock
 ) -> AsyncIterator[StateStore]:
     """Each implementation in turn."""
-    if request.param == "redis":
-        server_url = request.getfixturevalue("server_url")
-        redis = await RedisStore.connect(server_url, fleet=f"test-{uuid4().hex}", config=config)
+    if request.param != "memory":
+        is_cluster = request.param == "cluster"
+        fixture = request.getfixturevalue("cluster" if is_cluster else "server_url")
+        url = fixture.url() if is_cluster else fixture
+        redis = await RedisStore.connect(url, fleet=f"test-{uuid4().hex}", config=config)
         yield redis
         await redis.close()
     else:

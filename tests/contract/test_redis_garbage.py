@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 from typing import Any
 
 import pytest
 from store_builders import TTL_S, a_beat, a_location, a_reservation, delta, full
 
+from controlplane.config import StoreConfig
+from controlplane.store.api import Blamed
 from controlplane.store.codec import FIRST
 from controlplane.store.keys import KEY_TABLE
 from controlplane.store.redis_store import RedisStore
 
 LINK = "east>west"
-NAMES = {"<worker>": "p1", "<link>": LINK, "<segment>": "s1"}
+NAMES = {
+    "<worker>": "p1",
+    "<link>": LINK,
+    "<segment>": "s1",
+    "<key>": "k1",
+    "<topic>": "plan",
+}
 
 
 def key_of(store: RedisStore, name: str) -> str:
@@ -43,6 +52,10 @@ async def live(store: RedisStore, *, sequence: int = 1, name: str = "1") -> None
     await store.put_segment(a_location("s2"))
     await store.drop_segment("s2")
     await store.finish([(None, f"decision-{name}", b"{}")])
+    await store.claim_key("k1", owner="router", digest="d", ttl_s=TTL_S)
+    await store.release_key("k1", owner="router", keep_s=TTL_S)
+    await store.blame(Blamed(fingerprint="f", worker_id="p1", incarnation="one"))
+    await store.publish("plan", b'{"name": "%s"}' % name.encode())
 
 
 async def read_all(store: RedisStore) -> None:
@@ -52,6 +65,7 @@ async def read_all(store: RedisStore) -> None:
     for item in await store.decisions(count=9):
         await store.decisions(count=9, before=item.cursor)
     await store.decision("decision-1")
+    await store.document("plan")
 
 
 def other_types(key: str, kind: str) -> list[tuple[Any, ...]]:
@@ -157,11 +171,13 @@ async def test_a_stream_at_its_last_id_is_started_anew(redis_store: RedisStore, 
 
 async def test_good_neighbours_of_garbage_are_still_seen(redis_store: RedisStore) -> None:
     await live(redis_store)
+    # Not over yet, and not so late that it would be garbage for that alone.
+    soon_ms = (time.time() + 60) * 1000
     await write(
         redis_store,
         ("HSET", key_of(redis_store, "inventory:p1"), "zz", "a", "bb", "?", "cc", "s"),
-        ("ZADD", key_of(redis_store, "workers"), 1e300, b"\xff", 1e300, "nobody"),
-        ("ZADD", key_of(redis_store, "reserved:p1"), 1e300, "p:1", 1e300, "rubbish"),
+        ("ZADD", key_of(redis_store, "workers"), soon_ms, b"\xff", soon_ms, "nobody"),
+        ("ZADD", key_of(redis_store, "reserved:p1"), soon_ms, "p:1", soon_ms, "rubbish"),
         ("XADD", key_of(redis_store, "events"), "*", "beat", "{"),
     )
 
@@ -171,7 +187,7 @@ async def test_good_neighbours_of_garbage_are_still_seen(redis_store: RedisStore
     beats = {beat.worker_id: beat for beat in snapshot.beats}
     assert beats["p1"].inventory == full(aa="a", cc="s")
     assert snapshot.loads["p1"].reserved_tokens == 100
-    assert len(events) == 4
+    assert len(events) == 6
     assert redis_store.decode_errors_total == 6
 
 
@@ -184,6 +200,49 @@ async def test_rubbish_among_reservations_takes_no_capacity(redis_store: RedisSt
     assert reply.refused_by is None
     assert reply.prefill_reserved_requests == 2
     assert reply.prefill_reserved_tokens == 200
+
+
+@pytest.mark.parametrize("score", ["inf", 1e300, -5, 9e15])
+async def test_a_claim_that_would_never_end_takes_no_capacity(
+    redis_store: RedisStore, score: Any
+) -> None:
+    """It looks like a reservation in all but its expiry."""
+    await live(redis_store)
+    await write(redis_store, ("ZADD", key_of(redis_store, "reserved:p1"), score, "p:5:forged"))
+
+    before = (await redis_store.snapshot()).loads["p1"]
+    reply = await redis_store.reserve(a_reservation("r2", prefill_requests_max=2))
+
+    assert (before.reserved_requests, before.reserved_tokens) == (1, 100)
+    assert (reply.refused_by, reply.prefill_reserved_requests) == (None, 2)
+    assert redis_store.decode_errors_total == 1
+
+
+async def test_names_that_would_never_leave_an_index_make_no_worker_wait_for_room(
+    redis_store: RedisStore, config: StoreConfig
+) -> None:
+    forged = [part for number in range(config.workers_max) for part in ("inf", f"w{number}")]
+    await write(redis_store, ("ZADD", key_of(redis_store, "workers"), *forged))
+
+    reply = await redis_store.heartbeat(a_beat("p1", inventory=full()), ttl_s=TTL_S)
+
+    assert not reply.wants_full_inventory
+    assert redis_store.decode_errors_total == config.workers_max
+
+
+@pytest.mark.parametrize("sequence", [b"9" * 40, b"0x7f", b"inf", b"nan", b"-1", b"", b"\xff"])
+async def test_a_sequence_no_beat_could_follow_stops_no_worker(
+    redis_store: RedisStore, sequence: bytes
+) -> None:
+    await live(redis_store)
+    key = key_of(redis_store, "worker:p1")
+    await write(redis_store, ("HSET", key, "sequence", sequence), ("PERSIST", key))
+
+    await redis_store.heartbeat(a_beat("p1", sequence=10, inventory=full()), ttl_s=TTL_S)
+
+    beats = {beat.worker_id: beat for beat in (await redis_store.snapshot()).beats}
+    assert beats["p1"].sequence == 10
+    assert redis_store.decode_errors_total == 1
 
 
 async def test_a_lost_stream_takes_its_index_with_it(redis_store: RedisStore) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 from aiohttp import web
-from builders import a_decode_job, a_location, a_prefill_job, a_prompt
+from builders import a_beat, a_decode_job, a_location, a_prefill_job, a_prompt
 
 from controlplane.config import LimitsConfig
 from controlplane.errors import PeerError, WorkerLost, WorkerRefused, WorkerTimeout
@@ -39,6 +39,12 @@ class World(Protocol):
 
     def on_decode(self, *steps: Step, stream: Sequence[StreamStep] = ()) -> None: ...
 
+    async def dies(self) -> None:
+        """The worker's process ends; nobody listens there any more."""
+
+    def is_reborn(self) -> None:
+        """Another process life, `i2`, listens where `i1` did."""
+
 
 class MemoryWorld:
     """The twin."""
@@ -58,6 +64,12 @@ class MemoryWorld:
     def on_decode(self, *steps: Step, stream: Sequence[StreamStep] = ()) -> None:
         self.client.on_decode(self.url, *steps, stream=stream)
 
+    async def dies(self) -> None:
+        self.client.dead.add((self.url, "i1"))
+
+    def is_reborn(self) -> None:
+        self.client.dead.add((self.url, "i1"))
+
 
 class HttpWorld:
     """A client over HTTP and a real server that acts the same script out."""
@@ -70,6 +82,8 @@ class HttpWorld:
         )
         self.url = ""
         self.aborted: list[str] = []
+        self._incarnation = "i1"
+        self._stop = AsyncExitStack()
         self._prefills: deque[tuple[Step | KvLocation, ...]] = deque()
         self._decodes: deque[tuple[tuple[Step, ...], tuple[StreamStep, ...]]] = deque()
 
@@ -78,7 +92,18 @@ class HttpWorld:
         app.router.add_post("/worker/v1/prefill", self._prefill)
         app.router.add_delete("/worker/v1/prefill/{job_id}", self._abort)
         app.router.add_post("/worker/v1/decode", self._decode)
-        self.url = await listen(stack, app, "127.0.0.1", 0)
+        app.router.add_get("/worker/v1/beat", self._beat)
+        stack.push_async_callback(self._stop.aclose)
+        self.url = await listen(self._stop, app, "127.0.0.1", 0)
+
+    async def dies(self) -> None:
+        await self._stop.aclose()
+
+    def is_reborn(self) -> None:
+        self._incarnation = "i2"
+
+    async def _beat(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(body=a_beat(incarnation=self._incarnation).model_dump_json())
 
     def on_prefill(self, *steps: Step | KvLocation) -> None:
         self._prefills.append(steps)
@@ -255,6 +280,24 @@ async def test_an_abort_names_its_job_and_raises_nothing(world: World) -> None:
     await world.client.abort_prefill(world.url, "req-7.1")
 
     assert world.aborted == ["req-7.1"]
+
+
+async def test_a_worker_that_lives_has_not_died(world: World) -> None:
+    assert not await world.client.has_died(world.url, "i1")
+
+
+async def test_a_worker_where_nobody_listens_has_died(world: World) -> None:
+    await world.dies()
+
+    assert await world.client.has_died(world.url, "i1")
+
+
+async def test_a_worker_has_died_where_another_life_listens(world: World) -> None:
+    """The first one's end was not seen; the second one is alive."""
+    world.is_reborn()
+
+    assert await world.client.has_died(world.url, "i1")
+    assert not await world.client.has_died(world.url, "i2")
 
 
 async def test_a_client_that_was_closed_has_lost_every_worker(world: World) -> None:

@@ -17,8 +17,14 @@ end
 
 heal(KEYS[1], 'stream')
 heal(KEYS[2], 'hash')
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then
-  return {0, repaired}
+local known = redis.call('HGET', KEYS[2], ARGV[1])
+if known then
+  local found = redis.pcall('XRANGE', KEYS[1], known, known)
+  if not found.err and #found == 1 and found[1][2][2] == ARGV[1] then
+    return {0, repaired}
+  end
+  -- The index leads nowhere: this record is not there.
+  repaired = repaired + 1
 end
 
 local entry = append(KEYS[1], '*', 'id', ARGV[1], 'record', ARGV[2])

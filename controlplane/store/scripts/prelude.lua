@@ -11,6 +11,10 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Nothing ends later than this, in ms: a week (RECORDS_TTL_MS in keys.py), and a second for clocks
+-- of a master and its replica that differ.
+local LIFE_MAX = 604800000 + 1000
+
 -- Deletes a key that is not of the expected type. O(1), but for the size of the garbage.
 local function heal(key, kind)
   local found = redis.call('TYPE', key).ok
@@ -20,11 +24,25 @@ local function heal(key, kind)
   end
 end
 
+-- Deletes a key whose content is garbage. O(1).
+local function discard(key)
+  redis.call('UNLINK', key)
+  repaired = repaired + 1
+end
+
 -- Lets a key live for at least so long; never shortens, because others may count on it. O(1).
 local function keep(key, ttl_ms)
   if redis.call('PTTL', key) < ttl_ms then
     redis.call('PEXPIRE', key, ttl_ms)
   end
+end
+
+-- Throws out of an index, scored by expiry, what is over, and what ends later than anything may.
+-- O(log members) + O(thrown out).
+local function sweep(key, now)
+  heal(key, 'zset')
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  repaired = repaired + redis.call('ZREMRANGEBYSCORE', key, now + LIFE_MAX, '+inf')
 end
 
 -- XADD that survives a stream whose last id was set to the maximum: such a stream takes nothing
@@ -65,13 +83,15 @@ local function write_sums(key, count, sum)
   redis.call('ZADD', key, -(count + 1), '#n', -(sum + 1), '#')
 end
 
--- Counts a ledger anew and throws out what is no reservation. O(reservations).
-local function recount(key)
+-- Counts a ledger anew and throws out what is no reservation, or would never end. O(reservations).
+local function recount(key, now)
   local count, sum = 0, 0
   redis.call('ZREM', key, '#', '#n')
-  for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+  local found = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  for index = 1, #found, 2 do
+    local member, until_ms = found[index], tonumber(found[index + 1])
     local amount = amount_of(member)
-    if amount then
+    if amount and until_ms > now and until_ms < now + LIFE_MAX then
       count = count + 1
       sum = sum + amount
     else
@@ -94,7 +114,7 @@ local function open_ledger(key, now)
   local expired = redis.call('ZRANGEBYSCORE', key, 0, now)
   local stored = redis.call('ZMSCORE', key, '#n', '#')
   local count, sum = -1 - (stored[1] or 0), -1 - (stored[2] or 0)
-  local is_sound = size == count + 2
+  local is_sound = size == count + 2 and redis.call('ZCOUNT', key, now + LIFE_MAX, '+inf') == 0
   for _, member in ipairs(expired) do
     redis.call('ZREM', key, member)
     count = count - 1
@@ -103,7 +123,7 @@ local function open_ledger(key, now)
   if is_sound and sum >= 0 and sum < SUM_MAX then
     return count, sum
   end
-  return recount(key)
+  return recount(key, now)
 end
 
 -- Takes a reservation out of a ledger; whether it was there. O(log reservations).
@@ -115,4 +135,42 @@ local function strike(key, member)
   redis.call('ZINCRBY', key, 1, '#n')
   redis.call('ZINCRBY', key, amount_of(member), '#')
   return true
+end
+
+-- A claim of an idempotency key, or nil. One that would never end is garbage. O(1).
+local function read_claim(key)
+  heal(key, 'hash')
+  if redis.call('EXISTS', key) == 0 then
+    return nil
+  end
+  local found = redis.call('HMGET', key, 'digest', 'owner', 'until')
+  local ttl_ms = redis.call('PTTL', key)
+  local until_ms = tonumber(found[3])
+  -- The key outlives the claim in it, so whatever ends later was not written by us.
+  local is_sound = found[1] and ttl_ms >= 0 and (
+    not found[2] or (until_ms and until_ms <= now_ms() + ttl_ms + 1000))
+  if not is_sound then
+    discard(key)
+    return nil
+  end
+  return {digest = found[1], owner = found[2], until_ms = until_ms}
+end
+
+-- Version and body of a document; 0 and nil if there is none. O(body).
+local function read_document(key, bytes_max)
+  heal(key, 'hash')
+  local version = redis.call('HGET', key, 'version')
+  local size = redis.call('HSTRLEN', key, 'body')
+  if not version and size == 0 then
+    if redis.call('EXISTS', key) == 1 then
+      discard(key)
+    end
+    return 0, nil
+  end
+  local is_number = version and string.match(version, '^[1-9]%d*$') and #version <= 15
+  if not is_number or size == 0 or size > bytes_max then
+    discard(key)
+    return 0, nil
+  end
+  return tonumber(version), redis.call('HGET', key, 'body')
 end

@@ -6,7 +6,7 @@
 -- ARGV  1 prefill incarnation  2 decode incarnation
 --       3 ttl at the prefill worker and the link, ms  4 ttl at the decode worker, ms
 --       5 requests the prefill worker takes  6 requests the decode worker takes
---       7 prefill member  8 decode member  9 link member  10 link id
+--       7 prefill member  8 decode member  9 link member  10 link id  11 links listed
 -- Returns {"" or the reason of refusal, tokens and requests reserved at the prefill worker,
 --          requests reserved at the decode worker, bytes reserved on the link, keys repaired}.
 --
@@ -70,9 +70,9 @@ decode_count = close_ledger(KEYS[4], decode_count, decode_sum, ARGV[8], decode_t
 if KEYS[6] then
   link_count, link_bytes = close_ledger(KEYS[6], link_count, link_bytes, ARGV[9], prefill_ttl_ms)
   if refused_by == '' then
-    heal(KEYS[5], 'zset')
-    redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
+    sweep(KEYS[5], now)
     redis.call('ZADD', KEYS[5], 'GT', now + prefill_ttl_ms, ARGV[10])
+    redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -1 - tonumber(ARGV[11]))
     keep(KEYS[5], prefill_ttl_ms)
   end
 end

@@ -337,11 +337,32 @@ def test_the_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_bare_environment")
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
-def test_redis_is_reached_by_three_schemes(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_URL", f"{scheme}://somewhere")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://somewhere",
+        "rediss://one:6379,two:6379/0",
+        "unix:///somewhere",
+        "redis+sentinel://one:26379,two:26379/mymaster/0",
+    ],
+)
+def test_redis_is_one_server_or_several_nodes_or_sentinels(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
 
-    assert Environment().redis_url == f"{scheme}://somewhere"
+    assert Environment().redis_url == url
+
+
+@pytest.mark.usefixtures("_bare_environment")
+@pytest.mark.parametrize("url", ["redis+sentinel://one", "redis://one,", "redis://one?retry=1"])
+def test_a_redis_url_is_checked_before_anything_starts(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+
+    with pytest.raises(ValidationError, match="REDIS_URL"):
+        Environment()
 
 
 @pytest.mark.usefixtures("_bare_environment")
@@ -399,3 +420,31 @@ def test_a_worker_says_that_it_is_alive_before_it_is_taken_for_hanging() -> None
 
 def test_a_heartbeat_at_its_exact_limit_is_taken() -> None:
     HeartbeatConfig(interval_s=0.1, timeout_s=0.2, ttl_s=0.9)
+
+
+# --- Replicas of the router -------------------------------------------------------------------
+
+
+def test_each_replica_has_ports_of_its_own() -> None:
+    router = RouterConfig(datacenter="west", port=8000, admin_port=9000, replicas=3)
+
+    assert [(one.port, one.admin_port) for one in router.each()] == [
+        (8000, 9000),
+        (8001, 9001),
+        (8002, 9002),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ports", "complaint"),
+    [
+        pytest.param({"port": 8000, "admin_port": 8001}, "must be 2 apart", id="overlap"),
+        pytest.param({"port": 0, "admin_port": 8001}, "need known ports", id="unknown"),
+        pytest.param({"port": 8000, "admin_port": 65_535}, "ports up to 65535", id="beyond"),
+    ],
+)
+def test_replicas_whose_ports_cannot_work_are_refused(
+    ports: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        RouterConfig(datacenter="west", replicas=2, **ports)

@@ -27,6 +27,8 @@ def test_all_keys_of_a_fleet_share_its_hash_tag() -> None:
         keys.link("east>west"),
         keys.budget("east>west"),
         keys.segment("s"),
+        keys.idempotency("k"),
+        keys.document("plan"),
     ]
 
     assert all(name.startswith("prfaas:{local}:") for name in names)
