@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from controlplane.config import HeartbeatConfig
@@ -12,6 +13,7 @@ from controlplane.store.api import StateStore
 from controlplane.wire import Inventory, Load, WorkerBeat
 from workers.engine import Engine
 from workers.identity import Identity
+from workers.kv.timing import Clock
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
 
@@ -37,7 +39,24 @@ class Agent:
         url: str,
         jobs: Callable[[], int],
         links: LinkMeters,
+        is_stalled: Callable[[], bool] = lambda: False,
+        clock: Clock = time.monotonic,
     ) -> None:
+        """
+        Args:
+            engine: What the worker computes with.
+            identity: Who it is.
+            store: Who is told.
+            metrics: Where beats that failed are counted.
+            heartbeat: How often, and how long one may take.
+            requests_max: Requests the worker takes, running ones included.
+            slots: Requests it runs at the same time.
+            url: Where it listens; it can take work from now on.
+            jobs: Requests waiting and running now.
+            links: What it measured on links.
+            is_stalled: Whether its engine hangs; such a worker takes nothing new.
+            clock: Monotonic seconds.
+        """
         self._engine = engine
         self._identity = identity
         self._store = store
@@ -48,8 +67,13 @@ class Agent:
         self._url = url
         self._jobs = jobs
         self._links = links
+        self._is_stalled = is_stalled
+        self._clock = clock
+        self._ready_at_s = clock()
         self._sequence = 0
         self._wants_full = True
+        #: The store keeps only a part of the inventory; said once.
+        self._is_cut = False
         #: One beat at a time, and none on its way when the goodbye is said.
         self._turn = asyncio.Lock()
         self._has_left = False
@@ -75,37 +99,20 @@ class Agent:
         async with self._turn:
             return self._has_left or await self._beat()
 
+    def current(self) -> WorkerBeat:
+        """
+        What the worker would say now, for routers that ask it because their store is away.
+
+        Its number is that of the last heartbeat (1 before the first), and it tells of no change of
+        the inventory: the next heartbeat does.
+        """
+        return self._describe(max(1, self._sequence), Inventory())
+
     async def _beat(self) -> bool:
         is_full = self._wants_full
         delta = self._engine.take_inventory_delta(is_full=is_full)
         self._sequence += 1
-        spec = self._engine.spec
-        load = self._engine.load()
-        beat = WorkerBeat(
-            worker_id=self._identity.worker_id,
-            datacenter=self._identity.datacenter,
-            role=self._identity.role,
-            incarnation=self._identity.incarnation,
-            sequence=self._sequence,
-            url=self._url,
-            model=spec.model,
-            fingerprint=spec.fingerprint,
-            vocabulary_size=spec.vocabulary_size,
-            block_tokens=spec.block_tokens,
-            context_tokens_max=spec.context_tokens_max,
-            requests_max=self._requests_max,
-            slots=self._slots,
-            is_draining=self.is_draining,
-            profile=self._engine.profile(),
-            load=Load(
-                queue_requests=self._jobs(),
-                queue_tokens=load.queue_tokens,
-                running=load.running,
-                kv_bytes=load.kv_bytes,
-            ),
-            inventory=Inventory.from_delta(delta),
-            links=self._links.reports(),
-        )
+        beat = self._describe(self._sequence, Inventory.from_delta(delta))
         try:
             async with asyncio.timeout(self._heartbeat.timeout_s):
                 reply = await self._store.heartbeat(beat, ttl_s=self._heartbeat.ttl_s)
@@ -115,7 +122,42 @@ class Agent:
             self._metrics.store_errors_total.labels("heartbeat").inc()
             return False
         self._wants_full = reply.wants_full_inventory
+        if reply.is_inventory_cut != self._is_cut:
+            self._is_cut = reply.is_inventory_cut
+            if self._is_cut:
+                _log.warning("inventory.cut", worker=self._identity.worker_id)
         return True
+
+    def _describe(self, sequence: int, inventory: Inventory) -> WorkerBeat:
+        spec = self._engine.spec
+        load = self._engine.load()
+        return WorkerBeat(
+            worker_id=self._identity.worker_id,
+            datacenter=self._identity.datacenter,
+            role=self._identity.role,
+            incarnation=self._identity.incarnation,
+            sequence=sequence,
+            url=self._url,
+            model=spec.model,
+            fingerprint=spec.fingerprint,
+            vocabulary_size=spec.vocabulary_size,
+            block_tokens=spec.block_tokens,
+            context_tokens_max=spec.context_tokens_max,
+            requests_max=self._requests_max,
+            slots=self._slots,
+            is_draining=self.is_draining or self._is_stalled(),
+            can_resume=True,
+            age_s=max(0.0, self._clock() - self._ready_at_s),
+            profile=self._engine.profile(),
+            load=Load(
+                queue_requests=self._jobs(),
+                queue_tokens=load.queue_tokens,
+                running=load.running,
+                kv_bytes=load.kv_bytes,
+            ),
+            inventory=inventory,
+            links=self._links.reports(),
+        )
 
     async def drain(self) -> None:
         """Tell the routers at once that this worker takes nothing new. Best effort."""

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from controlplane.config import FleetConfig
-from controlplane.errors import ConfigError
+from controlplane.errors import ConfigError, Draining, WorkerTimeout
 from controlplane.observe.logs import get_logger
 from controlplane.serving import background, listen
 from controlplane.store.api import StateStore
@@ -24,21 +25,41 @@ from workers.locations import LocationPublisher
 from workers.metrics import WorkerMetrics
 from workers.prefill_service import PrefillService
 from workers.server import WorkerServer
+from workers.watch import EngineWatch
 
 _log = get_logger()
 
-#: After SIGTERM a worker lets its jobs end for so long before it cancels them.
-_DRAIN_S = 3.0
+#: What is left of the drain is looked at so often, seconds.
 _DRAIN_POLL_S = 0.05
+#: Jobs that are ended get this long to tell their routers, seconds.
+_FAREWELL_S = 1.0
+#: An engine that has not closed within this hangs; the process ends without it, seconds.
+_ENGINE_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAddress:
-    """Where a worker listens; port 0 finds a free one."""
+    """Where a worker listens, port 0 finds a free one; and where it is reached, if not there."""
 
     host: str
     port: int = 0
     kv_port: int = 0
+    #: `host:port` that routers dial, when a proxy or a port mapping stands before the worker.
+    advertised: str | None = None
+    #: The same for decode workers and KV.
+    advertised_kv: str | None = None
+
+    def reached_kv(self, port: int) -> tuple[str, int]:
+        """
+        Host and port that KV locations name.
+
+        Args:
+            port: The one that is listened on.
+        """
+        if self.advertised_kv is None:
+            return self.host, port
+        host, _, reached = self.advertised_kv.rpartition(":")
+        return host, int(reached)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +84,7 @@ async def run_worker(
     """
     engine = await _build_engine(fleet)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(engine.close)
+        stack.push_async_callback(_close, engine)
         if identity.role == "prefill":
             parts = await _prefill_parts(stack, fleet, store, identity, address, engine)
         else:
@@ -73,9 +94,12 @@ async def run_worker(
             decode=parts.decode,
             metrics=parts.metrics,
             refresh_metrics=lambda: _refresh(parts, engine),
+            beat=lambda: agent.current(),  # noqa: PLW0108 - made below
             alive_interval_s=fleet.limits.alive_interval_s,
         )
         url = await listen(stack, server.application(), address.host, address.port)
+        if address.advertised is not None:
+            url = f"http://{address.advertised}"
         agent = Agent(
             engine,
             identity,
@@ -87,8 +111,15 @@ async def run_worker(
             url=url,
             jobs=parts.jobs,
             links=parts.links,
+            is_stalled=lambda: watch.is_stalled,
         )
-        await stack.enter_async_context(background(heartbeat=agent.run()))
+        watch = EngineWatch(
+            engine,
+            waiting=parts.waiting,
+            stall_s=fleet.worker.engine_stall_s,
+            on_change=partial(_engine_changed, parts, identity),
+        )
+        await stack.enter_async_context(background(heartbeat=agent.run(), watch=watch.run()))
         kv_port = parts.kv.port if parts.kv is not None else 0
         _log.info(
             "worker.started",
@@ -98,7 +129,7 @@ async def run_worker(
             kv_port=kv_port,
         )
         yield RunningWorker(identity=identity, url=url, kv_port=kv_port)
-        await _drain(parts, agent)
+        await _drain(parts, agent, drain_s=fleet.worker.drain_s)
         _log.info("worker.stopped", worker=identity.worker_id)
 
 
@@ -117,6 +148,11 @@ class _Parts:
     def jobs(self) -> int:
         """Requests waiting and running."""
         return sum(service.jobs for service in (self.prefill, self.decode) if service is not None)
+
+    def waiting(self) -> int:
+        """Jobs that wait for the engine."""
+        waiting = self.prefill.jobs if self.prefill is not None else 0
+        return waiting + (self.decode.waiting if self.decode is not None else 0)
 
 
 async def _build_engine(fleet: FleetConfig) -> Engine:
@@ -167,7 +203,7 @@ async def _prefill_parts(
         identity,
         parts.metrics,
         requests_max=_requests_max(fleet, identity),
-        locate=lambda segment: kv.location(segment, host=address.host),
+        locate=lambda segment: kv.location(segment, *address.reached_kv(kv.port)),
         publisher=publisher,
     )
     stack.push_async_callback(service.close)
@@ -195,17 +231,50 @@ def _decode_parts(fleet: FleetConfig, identity: Identity, engine: Engine) -> _Pa
     return parts
 
 
-async def _drain(parts: _Parts, agent: Agent) -> None:
-    """Take no new jobs, tell the routers, let running jobs end for a while, say goodbye."""
+async def _drain(parts: _Parts, agent: Agent, *, drain_s: float) -> None:
+    """Take no new jobs, tell the routers, let jobs end for a while, move the rest, say goodbye."""
     if parts.prefill is not None:
         parts.prefill.is_draining = True
     if parts.decode is not None:
         parts.decode.is_draining = True
     await agent.drain()
-    deadline_s = asyncio.get_running_loop().time() + _DRAIN_S
-    while _is_busy(parts) and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - jobs and leases have no event in common
-        await asyncio.sleep(_DRAIN_POLL_S)
+    await _until_idle(parts, drain_s)
+    if parts.decode is not None and parts.decode.jobs:
+        parts.decode.end_jobs(lambda: Draining("this worker leaves before the answer is complete"))
+        await _until_idle(parts, _FAREWELL_S)
     await agent.leave()
+
+
+async def _until_idle(parts: _Parts, within_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + within_s
+    while _is_busy(parts) and loop.time() < deadline_s:  # noqa: ASYNC110 - jobs and leases have no event in common
+        await asyncio.sleep(_DRAIN_POLL_S)
+
+
+def _engine_changed(parts: _Parts, identity: Identity, is_stalled: bool) -> None:  # noqa: FBT001 - a hook
+    """An engine that hangs gets no new jobs, and those it has go elsewhere."""
+    if parts.prefill is not None:
+        parts.prefill.is_stalled = is_stalled
+    if parts.decode is not None:
+        parts.decode.is_stalled = is_stalled
+    if not is_stalled:
+        _log.info("engine.recovered", worker=identity.worker_id)
+        return
+    _log.error("engine.stalled", worker=identity.worker_id)
+    said = "the engine has finished nothing for a while"
+    if parts.prefill is not None:
+        parts.prefill.end_jobs(WorkerTimeout(said))
+    if parts.decode is not None:
+        parts.decode.end_jobs(lambda: WorkerTimeout(said))
+
+
+async def _close(engine: Engine) -> None:
+    try:
+        async with asyncio.timeout(_ENGINE_CLOSE_S):
+            await engine.close()
+    except TimeoutError:
+        _log.error("engine.stalled")
 
 
 def _is_busy(parts: _Parts) -> bool:

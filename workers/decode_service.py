@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Protocol
+from dataclasses import dataclass
 
 from controlplane.config import KvConfig
 from controlplane.domain.prefix import block_hashes
@@ -14,29 +15,33 @@ from controlplane.errors import (
     DeadlineExceeded,
     Draining,
     MalformedRequest,
+    PrfaasError,
     WorkerLost,
     WorkerRefused,
 )
-from controlplane.wire import DecodeJob, DecodeReport, FrameKind
-from workers.engine import Engine, KvImport
+from controlplane.wire import (
+    DecodeJob,
+    DecodeReport,
+    FrameKind,
+    PrefillReport,
+    TransferReport,
+)
+from workers.answers import Answer, Send
+from workers.engine import ClosableIterator, Engine, KvImport, TokenOut
 from workers.identity import Identity
-from workers.kv.client import FetchResult, fetch_segment
+from workers.kv.client import Fetch, FetchResult, fetch_segment
+from workers.kv.timing import Clock
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
-from workers.output import AnswerWriter, FinishReason
-from workers.text import TextStream
+from workers.output import FinishReason
 
-
-class Send(Protocol):
-    """Sends frames to the router, those of one call together."""
-
-    async def __call__(self, *frames: tuple[FrameKind, bytes]) -> None:
-        """
-        Send them.
-
-        Raises:
-            ConnectionError: The router has gone, or does not read.
-        """
+#: What an answer that needed no KV says of it.
+_NO_FETCH = FetchResult(
+    transfer=TransferReport(),
+    prefill=PrefillReport(queue_s=0.0, compute_s=0.0, cached_tokens=0, computed_tokens=0),
+    goodput_bps=0.0,
+    rtt_s=0.0,
+)
 
 
 class DecodeService:
@@ -51,6 +56,8 @@ class DecodeService:
         *,
         requests_max: int,
         links: LinkMeters,
+        fetch: Fetch = fetch_segment,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._engine = engine
         self._identity = identity
@@ -58,16 +65,35 @@ class DecodeService:
         self._metrics = metrics
         self._requests_max = requests_max
         self._links = links
-        self._jobs = 0
+        self._fetch_segment = fetch
+        self._clock = clock
+        #: Jobs by their deadline, and why they are ended before it, if they are.
+        self._running: dict[asyncio.Timeout, PrfaasError | None] = {}
+        self._waiting = 0
         self.is_draining = False
+        #: The engine hangs: nothing new is taken.
+        self.is_stalled = False
 
     def __repr__(self) -> str:
-        return f"<DecodeService {self._jobs} jobs>"
+        return f"<DecodeService {self.jobs} jobs>"
 
     @property
     def jobs(self) -> int:
         """Jobs that fetch, wait or decode."""
-        return self._jobs
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for the engine now."""
+        return self._waiting
+
+    def end_jobs(self, reason: Callable[[], PrfaasError]) -> None:
+        """End all jobs with an error; their routers go on elsewhere."""
+        now_s = asyncio.get_running_loop().time()
+        for deadline, ending in self._running.items():
+            if ending is None and not deadline.expired():
+                self._running[deadline] = reason()
+                deadline.reschedule(now_s)
 
     def check(self, job: DecodeJob, tokens: TokenIds) -> None:
         """
@@ -76,29 +102,38 @@ class DecodeService:
         Raises:
             WorkerRefused: Full, another incarnation, or a location that does not fit.
             Draining: This worker is leaving.
-            MalformedRequest: An empty prompt, or a manifest that covers another length.
+            MalformedRequest: An empty prompt, resumed tokens that are more than there are, or a
+                manifest that covers another length.
         """
         spec = self._engine.spec
         manifest = job.location.manifest
         if self.is_draining:
             raise Draining("this worker is leaving and takes no new jobs")
+        if self.is_stalled:
+            raise WorkerRefused("the engine of this worker hangs")
         if job.incarnation != self._identity.incarnation:
             raise WorkerRefused("the job is for another life of this worker; look again")
         if manifest.fingerprint != spec.fingerprint or manifest.groups != spec.groups:
             raise WorkerRefused("the KV was made for another fingerprint than this worker's")
         if manifest.scope != job.scope:
             raise WorkerRefused("the KV belongs to another scope than the job")
-        if self._jobs >= self._requests_max:
-            raise WorkerRefused(f"{self._jobs} jobs are waiting or running, the limit")
-        context_tokens = len(tokens) + job.sampling.output_tokens_max
-        if not tokens or context_tokens > spec.context_tokens_max:
+        if self.jobs >= self._requests_max:
+            raise WorkerRefused(f"{self.jobs} jobs are waiting or running, the limit")
+        prompt_tokens = len(tokens) - job.resumed_tokens
+        context_tokens = prompt_tokens + job.sampling.output_tokens_max
+        if prompt_tokens < 1 or context_tokens > spec.context_tokens_max:
             raise MalformedRequest(
                 f"prompt and output have {context_tokens} tokens; this worker takes prompts of at "
                 f"least 1 token and {spec.context_tokens_max} in all"
             )
+        if job.resumed_tokens > job.sampling.output_tokens_max:
+            raise MalformedRequest(
+                f"{job.resumed_tokens} tokens of output are more than the "
+                f"{job.sampling.output_tokens_max} that were asked for"
+            )
         if manifest.token_count != len(tokens) - 1:
             raise MalformedRequest(
-                f"the KV covers {manifest.token_count} tokens, the prompt needs {len(tokens) - 1}"
+                f"the KV covers {manifest.token_count} tokens, the job needs {len(tokens) - 1}"
             )
 
     async def run(self, job: DecodeJob, tokens: TokenIds, send: Send) -> None:
@@ -108,35 +143,48 @@ class DecodeService:
         Raises:
             PrfaasError: What went wrong; nothing has been sent after it.
         """
-        arrived_s = time.monotonic()
-        self._jobs += 1
+        arrived_s = self._clock()
+        deadline = asyncio.timeout(job.deadline_s)
+        self._running[deadline] = None
         try:
-            async with asyncio.timeout(job.deadline_s):
+            async with deadline:
                 await self._serve(job, tokens, send, arrived_s)
         except TimeoutError as error:
-            raise DeadlineExceeded("the request's time was over while it was decoded") from error
+            late = DeadlineExceeded("the request's time was over while it was decoded")
+            raise self._running[deadline] or late from error
         finally:
-            self._jobs -= 1
+            del self._running[deadline]
 
     async def _serve(self, job: DecodeJob, tokens: TokenIds, send: Send, arrived_s: float) -> None:
+        prompt_tokens = len(tokens) - job.resumed_tokens
+        answer = Answer(job, prompt_tokens=prompt_tokens, send=send, clock=self._clock)
+        finish_reason = answer.resume(tokens.tail(job.resumed_tokens).to_list())
+        if finish_reason is not None:
+            # All was said but the end: the worker before died between its last token and that.
+            await self._finish(answer, finish_reason, send, _Times(arrived_s), _NO_FETCH, 0)
+            return
         covered = tokens.head(len(tokens) - 1)
         hashes = block_hashes(covered, block_tokens=self._engine.spec.block_tokens, scope=job.scope)
         sequence = self._engine.begin_import(covered, hashes)
         try:
             fetched = await self._fetch(job, sequence, arrived_s)
-            await self._decode(job, tokens, sequence, fetched, send, arrived_s)
+            times = _Times(arrived_s, ready_s=self._clock() - arrived_s)
+            finish_reason = await self._decode(job, tokens, sequence, answer, times)
+            computed = sequence.prompt_tokens_computed
+            await self._finish(answer, finish_reason, send, times, fetched, computed)
         finally:
             sequence.close()
 
     async def _fetch(self, job: DecodeJob, sequence: KvImport, arrived_s: float) -> FetchResult:
         origin = job.location.datacenter
-        fetched = await fetch_segment(
+        fetched = await self._fetch_segment(
             job.location,
             held_tokens=sequence.held_tokens,
             destination=self._identity.datacenter,
             on_piece=sequence.write,
             config=self._config,
             arrived_s=arrived_s,
+            clock=self._clock,
         )
         self._links.add(
             origin,
@@ -153,42 +201,49 @@ class DecodeService:
         job: DecodeJob,
         tokens: TokenIds,
         sequence: KvImport,
-        fetched: FetchResult,
+        answer: Answer,
+        times: _Times,
+    ) -> FinishReason:
+        """Put the engine's tokens out up to the last one."""
+        sampling = job.sampling.model_copy(update={"output_tokens_max": answer.tokens_left})
+        async with aclosing(self._engine.decode(sequence, tokens, sampling)) as outputs:
+            while (output := await self._next(outputs)) is not None:
+                if not times.first_token_s:
+                    times.first_token_s = self._clock() - times.arrived_s
+                if output.finish_reason == "stop":
+                    answer.count_end()
+                    return "stop"
+                if await answer.push(output.token):
+                    return "stop"
+                if output.finish_reason is not None:
+                    return output.finish_reason
+        # An engine that is closed ends its iterators: this answer is cut, not finished.
+        raise WorkerLost("the engine stopped in the middle of the answer")
+
+    async def _next(self, outputs: ClosableIterator[TokenOut]) -> TokenOut | None:
+        self._waiting += 1
+        try:
+            return await anext(outputs, None)
+        finally:
+            self._waiting -= 1
+
+    async def _finish(
+        self,
+        answer: Answer,
+        finish_reason: FinishReason,
         send: Send,
-        arrived_s: float,
+        times: _Times,
+        fetched: FetchResult,
+        prompt_tokens_computed: int,
     ) -> None:
-        text = TextStream(job.sampling.stop)
-        answer = AnswerWriter(job.output, prompt_tokens=len(tokens))
-        ready_s = time.monotonic() - arrived_s
-        first_token_s = 0.0
-        output_tokens = 0
-        finish_reason: FinishReason | None = None
-        async with aclosing(self._engine.decode(sequence, tokens, job.sampling)) as outputs:
-            async for output in outputs:
-                if not first_token_s:
-                    first_token_s = time.monotonic() - arrived_s
-                output_tokens += 1
-                finish_reason = output.finish_reason
-                if finish_reason == "stop":
-                    break
-                await _send_text(answer, text.push(output.token), send)
-                if text.is_stopped:
-                    finish_reason = "stop"
-                if finish_reason is not None:
-                    break
-        if finish_reason is None:
-            # An engine that is closed ends its iterators: this answer is cut, not finished.
-            raise WorkerLost("the engine stopped in the middle of the answer")
-        await _send_text(answer, text.finish(), send)
-        cached_tokens = fetched.prefill.cached_tokens
-        last = answer.end(finish_reason, output_tokens=output_tokens, cached_tokens=cached_tokens)
+        last = await answer.end(finish_reason, cached_tokens=fetched.prefill.cached_tokens)
         report = DecodeReport(
             finish_reason=finish_reason,
-            output_tokens=output_tokens,
-            prompt_tokens_computed=sequence.prompt_tokens_computed,
-            queue_s=max(0.0, first_token_s - ready_s),
-            first_token_s=first_token_s,
-            finished_s=time.monotonic() - arrived_s,
+            output_tokens=answer.output_tokens,
+            prompt_tokens_computed=prompt_tokens_computed,
+            queue_s=max(0.0, times.first_token_s - times.ready_s),
+            first_token_s=times.first_token_s,
+            finished_s=self._clock() - times.arrived_s,
             transfer=fetched.transfer,
             prefill=fetched.prefill,
         )
@@ -196,8 +251,13 @@ class DecodeService:
         await send((FrameKind.CONTENT, last), (FrameKind.REPORT, report.model_dump_json().encode()))
 
 
-async def _send_text(answer: AnswerWriter, text: str, send: Send) -> None:
-    if text:
-        event = answer.delta(text)
-        if event:
-            await send((FrameKind.CONTENT, event))
+@dataclass(slots=True)
+class _Times:
+    """When a job came to what; but for the first, seconds from its arrival."""
+
+    #: On the service's clock.
+    arrived_s: float
+    #: Its KV was complete.
+    ready_s: float = 0.0
+    #: The first token of this worker was there; 0 before.
+    first_token_s: float = 0.0

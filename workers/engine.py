@@ -140,6 +140,8 @@ class EngineCounters:
     decode_prompt_tokens_total: int = 0
     #: Tokens put out.
     output_tokens_total: int = 0
+    #: Units of work finished, whatever came of them: moves as long as the engine does.
+    units_total: int = 0
 
 
 class Engine(Protocol):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import Final
 
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
     Draining,
     MalformedRequest,
+    PrfaasError,
     SegmentFailed,
     TransferError,
     WorkerRefused,
@@ -25,6 +28,9 @@ from workers.locations import LocationPublisher
 from workers.metrics import WorkerMetrics
 
 _log = get_logger()
+
+#: Aborts that are remembered; a job that comes so much later has a lease that ends it.
+_ABORTED_MAX: Final = 1024
 
 
 class PrefillService:
@@ -56,7 +62,12 @@ class PrefillService:
         #: Jobs that compute, by job id; segments stay readable after their job has ended.
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._segment_of: dict[str, Segment] = {}
+        #: Aborts of jobs that are not here, newest last: the job may still be on its way, because
+        #: the two come over different connections.
+        self._aborted: OrderedDict[str, None] = OrderedDict()
         self.is_draining = False
+        #: The engine hangs: nothing new is taken.
+        self.is_stalled = False
 
     def __repr__(self) -> str:
         return f"<PrefillService {len(self._jobs)} jobs>"
@@ -108,6 +119,10 @@ class PrefillService:
             self._segments.release(segment)
         if task is not None:
             task.cancel()
+        if task is None and segment is None:
+            self._aborted[job_id] = None
+            if len(self._aborted) > _ABORTED_MAX:
+                self._aborted.popitem(last=False)
         return task is not None or segment is not None
 
     def renewed(self, segment: Segment) -> None:
@@ -124,6 +139,13 @@ class PrefillService:
                 if task is not None:
                     task.cancel()
 
+    def end_jobs(self, reason: PrfaasError) -> None:
+        """Stop all that waits or computes; readers are told why. What is complete stays."""
+        for job_id in tuple(self._jobs):
+            segment = self._segment_of.get(job_id)
+            if segment is not None:
+                self._segments.abort(segment, f"{reason.code}: {reason.message}")
+
     async def close(self) -> None:
         """Stop all jobs."""
         tasks = tuple(self._jobs.values())
@@ -136,10 +158,14 @@ class PrefillService:
         spec = self._engine.spec
         if self.is_draining:
             raise Draining("this worker is leaving and takes no new jobs")
+        if self.is_stalled:
+            raise WorkerRefused("the engine of this worker hangs")
         if job.incarnation != self._identity.incarnation:
             raise WorkerRefused("the job is for another life of this worker; look again")
         if job.fingerprint != spec.fingerprint:
             raise WorkerRefused("the job is for another fingerprint than this worker's")
+        if job.request_id in self._aborted:
+            raise WorkerRefused("the job was aborted before it came")
         if job.request_id in self._jobs:
             raise WorkerRefused("a job of this id is running already")
         if len(self._jobs) >= self._requests_max:

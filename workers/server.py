@@ -20,6 +20,7 @@ from controlplane.wire import (
     DecodeJob,
     FrameKind,
     PrefillJob,
+    WorkerBeat,
     WorkerError,
     pack_frame,
     unpack_parcel,
@@ -52,12 +53,14 @@ class WorkerServer:
         decode: DecodeService | None,
         metrics: WorkerMetrics,
         refresh_metrics: Callable[[], None],
+        beat: Callable[[], WorkerBeat],
         alive_interval_s: float,
     ) -> None:
         self._prefill = prefill
         self._decode = decode
         self._metrics = metrics
         self._refresh_metrics = refresh_metrics
+        self._beat = beat
         self._alive_interval_s = alive_interval_s
 
     def application(self) -> web.Application:
@@ -68,6 +71,7 @@ class WorkerServer:
             app.router.add_delete("/worker/v1/prefill/{job_id}", self._abort_prefill)
         if self._decode is not None:
             app.router.add_post("/worker/v1/decode", self._run_decode)
+        app.router.add_get("/worker/v1/beat", self._tell)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._show_metrics)
         return app
@@ -116,6 +120,10 @@ class WorkerServer:
             self._metrics.jobs_total.labels("decode", code).inc()
         await stream.finish()
         return response
+
+    async def _tell(self, request: web.Request) -> web.StreamResponse:
+        del request
+        return web.Response(body=self._beat().model_dump_json(), content_type="application/json")
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         del request

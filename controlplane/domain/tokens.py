@@ -60,6 +60,18 @@ class TokenIds:
             raise ValueError(f"cannot take the first {count} tokens")
         return TokenIds(self.data[: count * self.width_bytes], self.width_bytes)
 
+    def tail(self, count: int) -> TokenIds:
+        """
+        The last `count` tokens; all of them when there are fewer.
+
+        Raises:
+            ValueError: `count` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"cannot take the last {count} tokens")
+        start = max(0, len(self) - count) * self.width_bytes
+        return TokenIds(self.data[start:], self.width_bytes)
+
     def to_list(self) -> list[int]:
         """The ids as Python integers."""
         values = array(_TYPECODE[self.width_bytes], self.data)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from controlplane.config import KvConfig
 from controlplane.errors import ChunkCorrupt, LinkDown, MalformedRequest, TransferError
@@ -33,6 +34,23 @@ class FetchResult:
     rtt_s: float
 
 
+class Fetch(Protocol):
+    """What `fetch_segment` is to those who call it; a simulation brings its own network."""
+
+    async def __call__(
+        self,
+        location: KvLocation,
+        *,
+        held_tokens: int,
+        destination: str,
+        on_piece: Callable[[KvPiece], None],
+        config: KvConfig,
+        arrived_s: float,
+        clock: Clock = ...,
+    ) -> FetchResult:
+        """As `fetch_segment`."""
+
+
 async def fetch_segment(
     location: KvLocation,
     *,
@@ -47,8 +65,9 @@ async def fetch_segment(
     Fetch the chunks a decode worker lacks, renew the lease meanwhile, release at the end.
 
     May start before the first chunk is computed. The owner's keep-alives count as life, so a
-    prefill that takes long is waited for: bound the whole by `asyncio.timeout`. Cancelling closes
-    all connections; the segment stays with its owner until `release_segment` or the lease's end.
+    prefill that takes long is waited for: bound the whole by `asyncio.timeout`. Cancelling releases
+    the segment without waiting and closes all connections; where the owner does not hear that, its
+    lease ends `unread_lease_s` later.
 
     Args:
         location: Where and what; its fingerprint is the caller's to compare.
@@ -160,6 +179,11 @@ class _Fetch:
         except ExceptionGroup as group:
             error = _leading(group)
             raise error from error.__cause__
+        except asyncio.CancelledError:
+            # Whoever wanted the KV has gone, so its prefill need not go on.
+            if self._main is not None:
+                self._main.release_at_once()
+            raise
         finally:
             for owner in self._opened:
                 owner.close()

@@ -98,6 +98,8 @@ class Connection:
             _REQUESTS_AHEAD_MAX
         )
         self._is_answering = False
+        #: What it has fetched from; the store counts its readers.
+        self._attended: set[Segment] = set()
         #: When silence of the reader is over; moved by each request, void while answering.
         self._silence_ends_s = parts.clock() + parts.config.connect_timeout_s
 
@@ -118,6 +120,9 @@ class Connection:
             counters.stalled_total += 1
         except* OSError:
             counters.broken_total += 1
+        finally:
+            for segment in self._attended:
+                self._parts.segments.leave(segment)
 
     # --- Hearing ---------------------------------------------------------------------------
 
@@ -197,6 +202,7 @@ class Connection:
         except TransferError as error:
             await self._outbound.send(_failure(request, error))
             return
+        self._attend(segment)
         with segment.reading():
             try:
                 if isinstance(request, ReportRequest):
@@ -208,6 +214,11 @@ class Connection:
             # The delay line refers to the segment's bytes until they are with the kernel, also
             # those sent before a failure.
             await self._outbound.flush()
+
+    def _attend(self, segment: Segment) -> None:
+        if segment not in self._attended:
+            self._attended.add(segment)
+            self._parts.segments.arrive(segment)
 
     async def _serve_report(self, segment: Segment) -> None:
         report = await segment.report()

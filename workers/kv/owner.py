@@ -120,6 +120,17 @@ class Owner:
         """Give the segment up; if asked for, `done` follows."""
         await self._ask(ReleaseRequest(**self._identity(), wants_answer=wants_answer))
 
+    def release_at_once(self) -> None:
+        """
+        Give the segment up without waiting, for a reader that is being cancelled. Best effort.
+
+        What the kernel does not take now, or what would stand inside another request, is not said:
+        the owner sees the connection close, and the lease ends soon after.
+        """
+        if not self._writing.locked():
+            request = ReleaseRequest(**self._identity(), wants_answer=False)
+            self._stream.write_at_once(pack_request(request))
+
     # --- Hearing ---------------------------------------------------------------------------
 
     async def accepted(self) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
-from controlplane.wire import Message, Name
+from controlplane.wire import Message
+from controlplane.wire_types import Name
 from workers.kv.frames import MAGIC, VERSION, WireError, check_start
 from workers.kv.layout import CHUNKS_MAX
 

@@ -64,6 +64,8 @@ class Segment:
         self.total_bytes = manifest_bytes(manifest)
         #: On the owner's monotonic clock; kept by the store.
         self.lease_ends_s = 0.0
+        #: Connections that fetch or have fetched from it; kept by the store.
+        self.connections = 0
         self._on_change = on_change
         self._drop_cause: DropCause | None = None
         self._reason = ""

@@ -74,6 +74,10 @@ class SegmentStore:
         return f"<SegmentStore {len(self._known)} known, {self._held_bytes} bytes held>"
 
     @property
+    def _unread_lease_s(self) -> float:
+        return min(self._config.unread_lease_s, self._config.lease_s)
+
+    @property
     def held_bytes(self) -> int:
         """Announced bytes of all segments that are not given back."""
         return self._held_bytes
@@ -106,7 +110,7 @@ class SegmentStore:
             plan=plan,
             on_change=self._settle,
         )
-        self._extend(segment)
+        segment.lease_ends_s = self._clock() + self._unread_lease_s
         self._known[segment.segment_id] = segment
         self._held[segment.generation] = segment
         self._readable.add(segment.generation)
@@ -131,6 +135,21 @@ class SegmentStore:
             raise
         self._extend(segment)
         return segment
+
+    def arrive(self, segment: Segment) -> None:
+        """A connection begins to fetch; `leave` has to follow once it has ended."""
+        segment.connections += 1
+
+    def leave(self, segment: Segment) -> None:
+        """
+        A connection that fetched has ended.
+
+        With the last of them the reader has gone: a lease that it would have needed for a pause is
+        cut to the time in which it, or another one, would come again.
+        """
+        segment.connections -= 1
+        if segment.connections == 0 and segment.is_readable:
+            segment.lease_ends_s = min(segment.lease_ends_s, self._clock() + self._unread_lease_s)
 
     def renew(self, segment: Segment) -> None:
         """Begin the lease of a readable segment anew and tell the hook."""
@@ -201,7 +220,7 @@ class SegmentStore:
         return segment
 
     def _extend(self, segment: Segment) -> None:
-        # A lease never gets shorter, whatever the clock function does.
+        # A request never makes a lease shorter, whatever the clock function does.
         segment.lease_ends_s = max(
             segment.lease_ends_s,
             self._clock() + self._config.lease_s,

@@ -24,7 +24,7 @@ from workers.kv.timing import Clock
 _BACKLOG: Final = 128
 #: A process without free file descriptors tries to accept again after so many seconds.
 _ACCEPT_PAUSE_S: Final = 0.5
-#: Leases are swept this often, or ten times in one lease, seconds.
+#: Leases are swept this often, or ten times in the shortest, seconds.
 _SWEEP_S_MAX: Final = 1.0
 #: Connections get this long to end after they were cancelled.
 _CLOSE_S: Final = 2.0
@@ -125,13 +125,14 @@ class KvServer:
         if ending:
             await asyncio.wait(ending, timeout=_CLOSE_S)
 
-    def location(self, segment: Segment, *, host: str) -> KvLocation:
+    def location(self, segment: Segment, host: str, port: int | None = None) -> KvLocation:
         """
         Where and how to fetch a segment of this server.
 
         Args:
             segment: Of this server's store.
             host: The address readers reach this worker at.
+            port: The port they reach it at; None for the one it listens on.
         """
         return KvLocation(
             worker_id=self._worker_id,
@@ -140,7 +141,7 @@ class KvServer:
             segment_id=segment.segment_id,
             generation=segment.generation,
             host=host,
-            port=self.port,
+            port=self.port if port is None else port,
             lease_s=self._config.lease_s,
             manifest=segment.manifest,
         )
@@ -191,7 +192,8 @@ class KvServer:
             )
 
     async def _sweep(self) -> None:
-        interval_s = min(_SWEEP_S_MAX, self._config.lease_s / 10)
+        shortest_s = min(self._config.lease_s, self._config.unread_lease_s)
+        interval_s = min(_SWEEP_S_MAX, shortest_s / 10)
         while True:
             await asyncio.sleep(interval_s)
             self._segments.sweep()

@@ -94,6 +94,11 @@ class Stream:
                 rest = rest[count:]
                 await self._give_turn(count)
 
+    def write_at_once(self, data: bytes) -> None:
+        """Hand bytes to the kernel if it takes them now; what it refuses is lost with the stream."""
+        with contextlib.suppress(OSError):
+            self._sock.send(data)
+
     def hang_up(self) -> None:
         """End both directions; pending reads and writes of either side end with an error."""
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import pytest
 from router_builders import LogBook, LoopClock, ScriptedStore, a_few_turns
 from worker_builders import FakeEngine, an_identity
 
-from controlplane.config import HeartbeatConfig
+from controlplane.config import HeartbeatConfig, StoreConfig
 from controlplane.errors import StoreTimeout, StoreUnavailable
 from controlplane.router.memory_workers import Gate
 from controlplane.store.api import WorkerSeen
@@ -35,6 +35,7 @@ class Rig:
         self.links = LinkMeters("east")
         self.metrics = WorkerMetrics()
         self.jobs = 0
+        self.is_stalled = False
         self.agent = Agent(
             self.engine,
             an_identity("prefill"),
@@ -46,6 +47,8 @@ class Rig:
             url="http://127.0.0.1:9000",
             jobs=lambda: self.jobs,
             links=self.links,
+            is_stalled=lambda: self.is_stalled,
+            clock=self.clock,
         )
 
     async def beats(self) -> list[WorkerBeat]:
@@ -165,6 +168,69 @@ async def test_a_store_that_forgot_is_told_everything(rig: Rig) -> None:
     assert await rig.inventory() == hexes(0)
 
 
+async def test_a_beat_says_how_long_the_worker_could_take_work(rig: Rig) -> None:
+    """Routers send little at first to one that has just come."""
+    rig.clock.advance(12)
+
+    await rig.agent.beat()
+
+    (beat,) = await rig.beats()
+    assert beat.age_s == pytest.approx(12, abs=1)
+
+
+async def test_a_worker_of_this_version_resumes(rig: Rig) -> None:
+    """A stream that another worker has begun."""
+    await rig.agent.beat()
+
+    assert [beat.can_resume for beat in await rig.beats()] == [True]
+
+
+async def test_a_worker_whose_engine_hangs_takes_nothing_new(rig: Rig) -> None:
+    """To routers it drains, until its engine moves again."""
+    for is_stalled in (True, False):
+        rig.is_stalled = is_stalled
+        await rig.agent.beat()
+
+    assert [beat.is_draining for beat in await rig.beats()] == [True, False]
+
+
+# --- Asked -----------------------------------------------------------------------------------
+
+
+async def test_a_router_may_ask_for_the_state_of_now(rig: Rig) -> None:
+    """As a heartbeat would say it, with the number of the last one."""
+    for _ in range(3):
+        await rig.agent.beat()
+    rig.jobs = 5
+
+    found = rig.agent.current()
+
+    assert (found.worker_id, found.incarnation, found.sequence) == ("east/p1", "i1", 3)
+    assert found.load.queue_requests == 5
+    assert [beat.sequence for beat in await rig.beats()] == [1, 2, 3]
+
+
+async def test_asking_takes_no_change_from_the_next_heartbeat(rig: Rig) -> None:
+    """Inventory is for the store alone, which counts what it is told."""
+    await rig.agent.beat()
+    rig.engine.store(BLOCKS[0])
+
+    found = rig.agent.current()
+    await rig.agent.beat()
+
+    assert (found.inventory.stored, found.inventory.is_full) == ({}, False)
+    assert await rig.inventory() == hexes(0)
+
+
+async def test_asking_before_the_first_heartbeat_uses_none_up(rig: Rig) -> None:
+    """The first one is still the first."""
+    found = rig.agent.current()
+    await rig.agent.beat()
+
+    assert found.sequence == 1
+    assert [beat.sequence for beat in await rig.beats()] == [1]
+
+
 # --- The loop --------------------------------------------------------------------------------
 
 
@@ -215,6 +281,19 @@ async def test_a_store_that_is_away_is_told_of_once(rig: Rig, log: LogBook) -> N
 
     assert [event for _, event, _ in log.events] == ["store.degraded", "store.restored"]
     assert log.events[0][2] == {"worker": "east/p1"}
+
+
+async def test_an_inventory_that_the_store_cuts_is_told_of_once(rig: Rig, log: LogBook) -> None:
+    """Its routers see a part of the cache: whoever runs it should know why."""
+    rig.store = ScriptedStore(StoreConfig(inventory_blocks_max=64), clock=rig.clock)
+    rig.agent._store = rig.store
+    for number in range(70):
+        rig.engine.store(bytes([number]) * 16)
+
+    await rig.agent.beat()
+    await rig.agent.beat()
+
+    assert [event for _, event, _ in log.events] == ["inventory.cut"]
 
 
 # --- The end ---------------------------------------------------------------------------------

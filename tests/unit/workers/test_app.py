@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
@@ -11,18 +12,29 @@ from typing import Any
 import aiohttp
 import pytest
 from builders import a_prefill_job
+from engine_builders import compute_held
 from router_builders import ScriptedStore, a_link_config
 from worker_builders import a_decode_job_for, a_prompt, until
 
-from controlplane.config import DatacenterConfig, FleetConfig, ModelConfig, RouterConfig
+from controlplane.config import (
+    DatacenterConfig,
+    FleetConfig,
+    HeartbeatConfig,
+    ModelConfig,
+    RouterConfig,
+    WorkerConfig,
+)
 from controlplane.errors import ConfigError, WorkerRefused
-from controlplane.router.http_workers import HttpWorkerClient
+from controlplane.router.http_workers import HttpDecodeStream, HttpWorkerClient
 from controlplane.wire import FrameKind, WorkerBeat
 from workers import app as app_module
 from workers.app import RunningWorker, WorkerAddress, run_worker
+from workers.engines.reference.engine import ReferenceEngine
 from workers.identity import Identity
 
 PROMPT = a_prompt(200)
+#: Heartbeats that a test need not wait for.
+QUICK = HeartbeatConfig(interval_s=0.05, timeout_s=0.5, ttl_s=5)
 HERE = WorkerAddress(host="127.0.0.1")
 
 
@@ -53,12 +65,16 @@ async def client() -> AsyncIterator[HttpWorkerClient]:
 
 
 def a_worker(
-    store: ScriptedStore, role: str, address: WorkerAddress = HERE
+    store: ScriptedStore,
+    role: str,
+    address: WorkerAddress = HERE,
+    *,
+    fleet: FleetConfig | None = None,
 ) -> AbstractAsyncContextManager[RunningWorker]:
     """A worker of this role, in its datacenter."""
     datacenter = "east" if role == "prefill" else "west"
     identity = Identity.new(datacenter=datacenter, name=f"{role}-0", role=role)  # type: ignore[arg-type]
-    return run_worker(a_fleet(), store, identity, address)
+    return run_worker(fleet or a_fleet(), store, identity, address)
 
 
 async def beats(store: ScriptedStore) -> dict[str, WorkerBeat]:
@@ -149,16 +165,157 @@ async def test_a_worker_that_is_stopped_lets_its_jobs_end(
 
 
 async def test_a_worker_does_not_wait_for_ever_for_its_jobs(
-    store: ScriptedStore, client: HttpWorkerClient, monkeypatch: pytest.MonkeyPatch
+    store: ScriptedStore, client: HttpWorkerClient
 ) -> None:
     """A segment that nobody reads keeps it for its drain and no longer."""
-    monkeypatch.setattr(app_module, "_DRAIN_S", 0.05)
-    async with a_worker(store, "prefill") as prefill:
+    fleet = a_fleet(worker=WorkerConfig(drain_s=0.05))
+    async with a_worker(store, "prefill", fleet=fleet) as prefill:
         await until_registered(store)
         (beat,) = (await beats(store)).values()
         await client.prefill(prefill.url, job_for(beat), PROMPT)
 
     assert await beats(store) == {}
+
+
+async def served_by(
+    prefill: RunningWorker, decode: RunningWorker, store: ScriptedStore, client: HttpWorkerClient
+) -> HttpDecodeStream:
+    """A stream of many tokens."""
+    await until(lambda: store.calls.count("heartbeat") >= 2)
+    known = await beats(store)
+    location = await client.prefill(prefill.url, job_for(known["east/prefill-0"]), PROMPT)
+    job = a_decode_job_for(
+        location, incarnation=known["west/decode-0"].incarnation, output_tokens_max=300
+    )
+    return await client.decode(decode.url, job, PROMPT)
+
+
+async def rest_of(stream: HttpDecodeStream) -> list[tuple[FrameKind, bytes]]:
+    """Everything up to the end."""
+    frames: list[tuple[FrameKind, bytes]] = []
+    while batch := await stream.frames():
+        frames += batch
+    return frames
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[ReferenceEngine]:
+    """The engines of workers that a test starts, in order."""
+    made: list[ReferenceEngine] = []
+
+    async def build(fleet: FleetConfig) -> ReferenceEngine:
+        made.append(ReferenceEngine(fleet.model))
+        return made[-1]
+
+    monkeypatch.setattr(app_module, "_build_engine", build)
+    return made
+
+
+async def test_a_worker_that_leaves_lets_its_streams_end(
+    store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
+) -> None:
+    """Those that can within its drain; it says at once that it takes nothing new."""
+    async with a_worker(store, "prefill") as prefill, AsyncExitStack() as stack:
+        decode = await stack.enter_async_context(a_worker(store, "decode"))
+        stream = await served_by(prefill, decode, store, client)
+        with compute_held(engines[1]):
+            stopping = asyncio.ensure_future(stack.aclose())
+            await until(lambda: store.calls.count("heartbeat") >= 3)
+            while_draining = await beats(store)
+            was_done = stopping.done()
+        frames = await rest_of(stream)
+        await stopping
+
+    assert while_draining["west/decode-0"].is_draining
+    assert not was_done
+    assert frames[-1][0] is FrameKind.REPORT
+
+
+async def test_a_worker_that_leaves_hands_over_what_does_not_end(
+    store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
+) -> None:
+    """The router is told `draining` and goes on elsewhere; the worker is gone soon after."""
+    fleet = a_fleet(worker=WorkerConfig(drain_s=0.1))
+    async with a_worker(store, "prefill") as prefill, AsyncExitStack() as stack:
+        decode = await stack.enter_async_context(a_worker(store, "decode", fleet=fleet))
+        stream = await served_by(prefill, decode, store, client)
+        with compute_held(engines[1]):
+            began_s = time.monotonic()
+            stopping = asyncio.ensure_future(stack.aclose())
+            frames = await rest_of(stream)
+            told_s = time.monotonic() - began_s
+        await stopping
+        took_s = time.monotonic() - began_s
+
+    kind, failure = frames[-1]
+    assert (kind, json.loads(failure)["code"]) == (FrameKind.FAILURE, "draining")
+    assert 0.1 <= told_s < 1.0
+    assert took_s < 4
+
+
+async def test_a_decode_worker_whose_engine_hangs_gives_its_streams_away(
+    store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
+) -> None:
+    """It takes no new ones either, until its engine moves again."""
+    fleet = a_fleet(worker=WorkerConfig(engine_stall_s=0.2), heartbeat=QUICK)
+    async with (
+        a_worker(store, "prefill") as prefill,
+        a_worker(store, "decode", fleet=fleet) as decode,
+    ):
+        stream = await served_by(prefill, decode, store, client)
+        with compute_held(engines[1]):
+            frames = await rest_of(stream)
+            with pytest.raises(WorkerRefused, match="hangs"):
+                await served_by(prefill, decode, store, client)
+            await client.abort_prefill(prefill.url, "req-1.1")
+            await until_draining(store, "west/decode-0", is_draining=True)
+        await until_draining(store, "west/decode-0", is_draining=False)
+        again = await rest_of(await served_by(prefill, decode, store, client))
+
+    kind, failure = frames[-1]
+    assert (kind, json.loads(failure)["code"]) == (FrameKind.FAILURE, "worker_timeout")
+    assert again[-1][0] is FrameKind.REPORT
+
+
+async def test_a_prefill_worker_whose_engine_hangs_tells_its_readers(
+    store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
+) -> None:
+    """Signs of life on the KV connection are no progress."""
+    fleet = a_fleet(worker=WorkerConfig(engine_stall_s=0.2))
+    async with (
+        a_worker(store, "prefill", fleet=fleet) as prefill,
+        a_worker(store, "decode") as decode,
+    ):
+        with compute_held(engines[0]):
+            frames = await rest_of(await served_by(prefill, decode, store, client))
+
+    kind, failure = frames[-1]
+    assert (kind, json.loads(failure)["code"]) == (FrameKind.FAILURE, "segment_failed")
+
+
+async def test_a_worker_whose_engine_hangs_can_be_stopped(
+    store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
+) -> None:
+    """Nobody waits for a thread that never comes back."""
+    fleet = a_fleet(worker=WorkerConfig(drain_s=0.1))
+    async with a_worker(store, "prefill") as prefill, AsyncExitStack() as stack:
+        decode = await stack.enter_async_context(a_worker(store, "decode", fleet=fleet))
+        stream = await served_by(prefill, decode, store, client)
+        with compute_held(engines[1]):
+            began_s = time.monotonic()
+            await stack.aclose()
+            took_s = time.monotonic() - began_s
+        frames = await rest_of(stream)
+
+    assert took_s < 5
+    assert json.loads(frames[-1][1])["code"] == "draining"
+
+
+async def until_draining(store: ScriptedStore, worker_id: str, *, is_draining: bool) -> None:
+    """Wait for a heartbeat that says so."""
+    async with asyncio.timeout(5):
+        while (await beats(store))[worker_id].is_draining != is_draining:  # noqa: ASYNC110 - heartbeats
+            await asyncio.sleep(0.01)
 
 
 async def test_a_worker_starts_and_stops_without_its_store(store: ScriptedStore) -> None:
@@ -186,3 +343,18 @@ async def test_a_port_that_is_taken_is_said(store: ScriptedStore, port: str) -> 
 
     assert f"cannot listen on 127.0.0.1:{number}" in str(refused.value.exceptions[0])
     assert store.calls == []
+
+
+async def test_a_worker_behind_a_proxy_is_known_by_the_address_that_it_advertises() -> None:
+    store = ScriptedStore()
+    address = WorkerAddress(host="127.0.0.1", advertised="10.1.0.7:9000")
+    async with a_worker(store, "prefill", address) as worker:
+        assert worker.url == "http://10.1.0.7:9000"
+
+
+def test_kv_locations_name_the_advertised_address_if_there_is_one() -> None:
+    plain = WorkerAddress(host="127.0.0.1")
+    mapped = WorkerAddress(host="127.0.0.1", advertised_kv="10.1.0.7:9001")
+
+    assert plain.reached_kv(5000) == ("127.0.0.1", 5000)
+    assert mapped.reached_kv(5000) == ("10.1.0.7", 9001)

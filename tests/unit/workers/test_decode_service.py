@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -477,6 +478,67 @@ async def test_the_deadline_of_the_request_ends_its_decode(side: DecodeSide, sta
         await running
     assert not any(kind is FrameKind.REPORT for kind, _ in sent.frames)
     side.prefill.service.abort("req-1.1")
+
+
+@pytest.mark.parametrize("stage", ["fetching", "decoding", "sending"])
+async def test_all_jobs_can_be_ended_with_a_reason(side: DecodeSide, stage: str) -> None:
+    """The worker leaves, or its engine hangs: routers are told which, and nothing is held."""
+    gate, sent = Gate(), Sent()
+    if stage == "fetching":
+        side.prefill.engine.prefills.append([gate])
+    elif stage == "decoding":
+        side.engine.decodes.append([*words("ab", finish_reason=None), gate])
+    else:
+        side.engine.decodes.append(words("ab"))
+        sent.steps[1] = gate
+    running = asyncio.ensure_future(side.run(sent))
+    await gate.reached()
+
+    for said in ("first", "second"):
+        side.service.end_jobs(partial(Draining, said))
+
+    with pytest.raises(Draining, match="first"):
+        await running
+    side.prefill.service.abort("req-1.1")
+
+
+async def test_ending_jobs_ends_none_that_comes_later(side: DecodeSide) -> None:
+    """Who refuses new ones is another's business."""
+    side.service.end_jobs(partial(Draining, "leaving"))
+    sent = Sent()
+
+    await side.run(sent)
+
+    assert sent.report["finish_reason"] == "length"
+
+
+async def test_a_job_waits_for_the_engine_only_while_it_does(side: DecodeSide) -> None:
+    """Not while its KV comes, and not while its router reads."""
+    fetching, computing, sending, sent = Gate(), Gate(), Gate(), Sent()
+    side.prefill.engine.prefills.append([fetching])
+    side.engine.decodes.append([computing, *words("ab")])
+    sent.steps[1] = sending
+    running = asyncio.ensure_future(side.run(sent))
+    waiting = []
+
+    for gate in (fetching, computing, sending):
+        await gate.reached()
+        await a_few_turns()
+        waiting.append(side.service.waiting)
+        gate.open()
+    await running
+
+    assert [*waiting, side.service.waiting] == [0, 1, 0, 0]
+
+
+async def test_a_worker_whose_engine_hangs_refuses_what_is_new(side: DecodeSide) -> None:
+    """Until it moves again."""
+    side.service.is_stalled = True
+    with pytest.raises(WorkerRefused, match="hangs"):
+        side.service.check(a_decode_job_for(location_for()), PROMPT)
+    side.service.is_stalled = False
+
+    side.service.check(a_decode_job_for(location_for()), PROMPT)
 
 
 async def test_a_router_that_has_gone_ends_its_decode(side: DecodeSide) -> None:

@@ -103,4 +103,5 @@ async def test_requests_that_are_interrupted_harm_no_other(pair: Pair, seed: int
         else:
             kind = {"abort": PrfaasError, "cancel": asyncio.CancelledError}[fate]
             assert isinstance(end, kind), repr(end)
-    assert pair.prefill.segments.held_bytes == 0
+    # A writer that was stopped lets go with its task's next turn, not inside `abort`.
+    await until(lambda: pair.prefill.segments.held_bytes == 0)

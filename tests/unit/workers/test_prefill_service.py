@@ -25,6 +25,7 @@ from controlplane.errors import (
     SegmentFailed,
     SegmentStale,
     WorkerRefused,
+    WorkerTimeout,
 )
 from controlplane.router.memory_workers import Gate
 from controlplane.wire import KvLocation
@@ -282,6 +283,26 @@ async def test_an_abort_frees_a_segment_that_is_complete(side: PrefillSide) -> N
     assert side.segments.held_bytes == 0
 
 
+async def test_a_job_that_comes_after_its_abort_is_refused(side: PrefillSide) -> None:
+    """They come over different connections, and the later one may be the faster."""
+    side.service.abort("req-1.1")
+
+    with pytest.raises(WorkerRefused, match="aborted before it came"):
+        await side.accept()
+
+    assert side.segments.held_bytes == 0
+
+
+async def test_aborts_of_unknown_jobs_are_remembered_within_a_bound(side: PrefillSide) -> None:
+    """Nobody fills a worker's memory with them."""
+    for number in range(1025):
+        side.service.abort(f"req-{number}.1")
+
+    await side.accept(request_id="req-0.1")
+    with pytest.raises(WorkerRefused, match="aborted before it came"):
+        await side.accept(request_id="req-1024.1")
+
+
 async def test_an_abort_of_an_unknown_job_does_nothing(side: PrefillSide) -> None:
     """It may have ended before, or it never arrived."""
     assert not side.service.abort("req-9.1")
@@ -348,6 +369,35 @@ async def test_closing_stops_all_jobs(side: PrefillSide) -> None:
 
     assert side.service.jobs == 0
     assert repr(side.service) == "<PrefillService 0 jobs>"
+
+
+async def test_all_jobs_can_be_ended_with_a_reason(side: PrefillSide) -> None:
+    """Readers are told at once, and what is complete can still be read."""
+    done = segment_of(side, await side.accept(request_id="req-0.1"))
+    await until_idle(side)
+    side.engine.prefills.append([Gate()])
+    segment = segment_of(side, await side.accept())
+    reading = asyncio.ensure_future(segment.report())
+    await a_few_turns()
+
+    side.service.end_jobs(WorkerTimeout("the engine hangs"))
+
+    with pytest.raises(SegmentFailed, match="worker_timeout: the engine hangs"):
+        await reading
+    await until_idle(side)
+    assert done.state == "complete"
+    assert side.segments.held_bytes == done.total_bytes
+
+
+async def test_a_worker_whose_engine_hangs_refuses_what_is_new(side: PrefillSide) -> None:
+    """Until it moves again."""
+    side.service.is_stalled = True
+    with pytest.raises(WorkerRefused, match="hangs"):
+        await side.accept()
+    side.service.is_stalled = False
+
+    await side.accept()
+    await until_idle(side)
 
 
 # --- The engine fails ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from builders import a_beat
 from router_builders import LogBook, a_few_turns
 from worker_builders import (
     FakeEngine,
@@ -23,11 +24,11 @@ from worker_builders import (
 )
 
 from controlplane.config import KvConfig, LimitsConfig
-from controlplane.errors import WorkerRefused
+from controlplane.errors import Draining, PrfaasError, WorkerRefused, WorkerTimeout
 from controlplane.router.http_workers import HttpDecodeStream, HttpWorkerClient
 from controlplane.router.memory_workers import Gate
 from controlplane.serving import listen
-from controlplane.wire import FrameKind, KvLocation, pack_parcel
+from controlplane.wire import FrameKind, KvLocation, WorkerBeat, pack_parcel
 from workers import server as server_module
 from workers.decode_service import DecodeService
 from workers.links import LinkMeters
@@ -66,6 +67,7 @@ class Workers:
             decode=None,
             metrics=self.prefill.metrics,
             refresh_metrics=refresh,
+            beat=a_beat,
             alive_interval_s=alive_interval_s,
         )
         decode = WorkerServer(
@@ -73,6 +75,7 @@ class Workers:
             decode=self.decode,
             metrics=self.metrics,
             refresh_metrics=refresh,
+            beat=a_beat,
             alive_interval_s=alive_interval_s,
         )
         self.prefill_url = await listen(stack, prefill.application(), "127.0.0.1", 0)
@@ -249,6 +252,20 @@ async def test_health_and_metrics_are_there_for_a_scrape(workers: Workers) -> No
     assert workers.refreshed == 1
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_worker_tells_a_router_how_it_does(workers: Workers, role: str) -> None:
+    """While the store is away; as JSON of a heartbeat."""
+    url = workers.decode_url if role == "decode" else workers.prefill_url
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/worker/v1/beat") as answer,
+    ):
+        body = await answer.read()
+
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    assert WorkerBeat.model_validate_json(body) == a_beat()
+
+
 # --- Failures in the stream ------------------------------------------------------------------
 
 
@@ -279,6 +296,24 @@ async def test_an_answer_that_is_cut_ends_with_a_failure(workers: Workers) -> No
         FrameKind.FAILURE,
     ]
     assert json.loads(frames[-1][1])["code"] == "worker_lost"
+
+
+@pytest.mark.parametrize("error", [Draining("leaving"), WorkerTimeout("the engine hangs")])
+async def test_a_job_that_is_ended_says_why_in_its_last_frame(
+    workers: Workers, error: PrfaasError
+) -> None:
+    """The router knows the code and goes on with the stream elsewhere."""
+    gate = Gate()
+    workers.engine.decodes.append([*words("ab", finish_reason=None), gate])
+    stream = await workers.stream()
+    await gate.reached()
+
+    workers.decode.end_jobs(lambda: error)
+    frames = await frames_of(stream)
+
+    assert [kind for kind, _ in frames] == [FrameKind.CONTENT] * 2 + [FrameKind.FAILURE]
+    assert json.loads(frames[-1][1])["code"] == error.code
+    assert workers.jobs("decode", error.code) == 1
 
 
 async def test_a_bug_in_the_engine_ends_with_a_failure(workers: Workers, log: LogBook) -> None:

@@ -32,6 +32,11 @@ class Meter:
         self._prefill_tokens = 0
         self._decode_prompt_tokens = 0
         self._output_tokens = 0
+        self._units = 0
+
+    def add_unit(self) -> None:
+        """A unit of work has ended, well or not."""
+        self._units += 1
 
     def add_block(self, tokens: int) -> None:
         """A block of so many prompt tokens was computed."""
@@ -79,6 +84,7 @@ class Meter:
             prefill_tokens_total=self._prefill_tokens,
             decode_prompt_tokens_total=self._decode_prompt_tokens,
             output_tokens_total=self._output_tokens,
+            units_total=self._units,
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from workers.engines.reference.compute import ComputeThread
 from workers.engines.reference.decode import DecodeBatch
 from workers.engines.reference.meter import Meter
 from workers.engines.reference.prefill import ReferencePrefill
@@ -33,7 +33,7 @@ class Scheduler:
         self._prefills: deque[ReferencePrefill] = deque()
         self._waiting: deque[ImportedSequence] = deque()
         self._running: list[ImportedSequence] = []
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prfaas-reference")
+        self._executor = ComputeThread("prfaas-reference")
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -185,6 +185,7 @@ class Scheduler:
         """
         future = asyncio.get_running_loop().run_in_executor(self._executor, unit)
         await asyncio.wait([future])
+        self._meter.add_unit()
         error = future.exception()
         if error is None:
             return future.result()

@@ -108,3 +108,22 @@ def test_head_of_a_negative_count_is_refused() -> None:
 
     with pytest.raises(ValueError, match="-1"):
         tokens.head(-1)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, []), (1, [3]), (2, [2, 3]), (3, [1, 2, 3]), (4, [1, 2, 3])]
+)
+@pytest.mark.parametrize("width_bytes", [2, 4])
+def test_tail_is_the_last_tokens(width_bytes: WidthBytes, count: int, expected: list[int]) -> None:
+    tokens = TokenIds.from_ints([1, 2, 3], width_bytes)
+
+    tail = tokens.tail(count)
+
+    assert tail == TokenIds.from_ints(expected, width_bytes)
+
+
+def test_tail_of_a_negative_count_is_refused() -> None:
+    tokens = TokenIds.from_ints([1, 2, 3], 2)
+
+    with pytest.raises(ValueError, match="-1"):
+        tokens.tail(-1)

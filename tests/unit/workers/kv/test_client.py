@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ from controlplane.errors import (
     SegmentStale,
     TransferError,
 )
-from controlplane.wire import KvGroup
+from controlplane.wire import KvGroup, KvLocation
 from workers.engine import KvPiece
 from workers.kv.client import release_segment, renew_segment
 from workers.kv.frames import (
@@ -52,7 +53,8 @@ from workers.kv.frames import (
     pack_failure,
     pack_header,
 )
-from workers.kv.layout import manifest_bytes
+from workers.kv.layout import chunk_plan, manifest_bytes
+from workers.kv.owner import Owner
 from workers.kv.pacing import LinkPacer
 from workers.kv.requests import FetchRequest, ReleaseRequest, ReportRequest
 
@@ -884,7 +886,8 @@ def test_cancelling_at_any_await_closes_all_and_leaves_nothing(run: Run) -> None
     run(main())
 
 
-async def test_a_cancelled_fetch_leaves_the_segment_to_its_lease() -> None:
+async def test_a_cancelled_fetch_releases_the_segment() -> None:
+    """Its router has gone: the prefill need not go on for nobody."""
     async with an_owner() as owner:
         segment, location = owner.open()
         fetching = asyncio.ensure_future(fetch(location))
@@ -892,9 +895,40 @@ async def test_a_cancelled_fetch_leaves_the_segment_to_its_lease() -> None:
 
         fetching.cancel()
         await asyncio.wait([fetching])
-        await eventually(lambda: segment._readers == 0)
 
-        assert segment.is_readable
+        await eventually(lambda: segment.state == "released")
+
+
+async def test_a_reader_that_dies_leaves_the_segment_to_a_short_lease() -> None:
+    """Its connections close without a word."""
+    async with an_owner(config=a_config(unread_lease_s=0.05)) as owner:
+        segment, location = owner.open()
+        dying = Stripe(location)
+        await dying.begin()
+        await eventually(lambda: segment._readers == 1)
+        lease_s = segment.lease_ends_s - time.monotonic()
+
+        dying.close()
+
+        await eventually(lambda: segment.state == "expired")
+    assert lease_s > 20
+
+
+class Stripe:
+    """One connection of a reader."""
+
+    def __init__(self, location: KvLocation) -> None:
+        self.location = location
+
+    async def begin(self) -> None:
+        """Ask for everything."""
+        self.owner = await Owner.connect(self.location, a_config())
+        await self.owner.ask_fetch(chunk_plan(self.location.manifest), destination="east")
+        await self.owner.accepted()
+
+    def close(self) -> None:
+        """As the kernel does for a process that was killed."""
+        self.owner.close()
 
 
 async def test_many_fetches_at_once_do_not_mix() -> None:

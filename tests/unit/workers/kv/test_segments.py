@@ -18,6 +18,7 @@ from kv_builders import (
     settle,
 )
 
+from controlplane.config import KvConfig
 from controlplane.errors import SegmentFailed, SegmentStale, WorkerRefused
 from controlplane.wire import KvManifest
 from workers.kv import segments as segments_module
@@ -237,6 +238,7 @@ def test_a_lease_that_nobody_renews_ends_and_gives_the_bytes_back() -> None:
     store = a_store(clock)
     segment = store.open(a_manifest())
     fill_all(segment)
+    store.find(a_request(segment))
 
     clock.advance(30)
     dropped = store.sweep()
@@ -249,6 +251,7 @@ def test_a_lease_is_good_until_its_last_moment() -> None:
     clock = ManualClock()
     store = a_store(clock)
     segment = store.open(a_manifest())
+    store.find(a_request(segment))
 
     clock.advance(29.999)
 
@@ -256,12 +259,71 @@ def test_a_lease_is_good_until_its_last_moment() -> None:
     assert store.find(a_request(segment)) is segment
 
 
+@pytest.mark.parametrize(("waited_s", "dropped"), [(4.999, 0), (5, 1)])
+def test_a_segment_without_a_reader_has_a_short_lease(waited_s: float, dropped: int) -> None:
+    """Its router died before it told a decode worker."""
+    clock = ManualClock()
+    store = a_store(clock)
+    store.open(a_manifest())
+
+    clock.advance(waited_s)
+
+    assert store.sweep() == dropped
+
+
+def test_the_short_lease_is_never_longer_than_the_normal_one() -> None:
+    clock = ManualClock()
+    store = a_store(clock, config=KvConfig(lease_s=2, renew_interval_s=1))
+    store.open(a_manifest())
+
+    clock.advance(2)
+
+    assert store.sweep() == 1
+
+
+def test_the_lease_is_cut_when_the_last_connection_of_a_reader_has_left() -> None:
+    """A decode worker that died needs no pause; one that comes again has the time to."""
+    clock = ManualClock()
+    store = a_store(clock)
+    segment = store.open(a_manifest())
+    for _ in range(2):
+        store.find(a_request(segment))
+        store.arrive(segment)
+
+    store.leave(segment)
+    clock.advance(20)
+    kept = store.sweep()
+    store.leave(segment)
+    clock.advance(4.9)
+    store.find(a_request(segment))
+    clock.advance(29)
+    renewed = store.sweep()
+    clock.advance(1)
+
+    assert (kept, renewed, store.sweep()) == (0, 0, 1)
+
+
+def test_a_reader_that_leaves_makes_no_lease_longer() -> None:
+    """It may have let its lease run down."""
+    clock = ManualClock()
+    store = a_store(clock)
+    segment = store.open(a_manifest())
+    store.find(a_request(segment))
+    store.arrive(segment)
+
+    clock.advance(28)
+    store.leave(segment)
+    clock.advance(2)
+
+    assert store.sweep() == 1
+
+
 def test_a_lease_that_is_over_is_refused_even_before_a_sweep() -> None:
     clock = ManualClock()
     store = a_store(clock)
     segment = store.open(a_manifest())
 
-    clock.advance(30)
+    clock.advance(5)
 
     with pytest.raises(SegmentStale, match="lease"):
         store.find(a_request(segment))
@@ -272,6 +334,7 @@ def test_each_request_of_a_reader_begins_the_lease_anew() -> None:
     clock = ManualClock()
     store = a_store(clock)
     segment = store.open(a_manifest())
+    store.find(a_request(segment))
 
     clock.advance(29)
     store.find(a_request(segment))
@@ -284,7 +347,7 @@ def test_a_sweep_looks_at_all_leases_whatever_their_order() -> None:
     clock = ManualClock()
     store = a_store(clock)
     kept, swept = store.open(a_manifest()), store.open(a_manifest())
-    clock.advance(20)
+    clock.advance(4)
     store.renew(kept)
 
     clock.advance(15)
