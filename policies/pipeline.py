@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import zip_longest
 from random import Random
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import (
@@ -25,7 +26,15 @@ from controlplane.domain.decision import (
     RequestFeatures,
 )
 from controlplane.domain.estimate import predict
-from policies.filters import Rejection, cannot_be_fed, cannot_hand_over, cannot_serve, counted
+from policies.filters import (
+    Rejection,
+    cannot_be_fed,
+    cannot_hand_over,
+    cannot_serve,
+    counted,
+    is_out_of_reach,
+    unwise_offloads,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +55,69 @@ class Choice:
     explanation: str
 
 
+#: What a worker is given that is used only because nearly nobody else is left.
+_DOUBTFUL_SHARE: Final = 0.1
+
+
+@dataclass(slots=True)
+class _Looked:
+    """A worker that was looked at; of a thousand only a few become candidates of a record."""
+
+    worker: WorkerView
+    rejection: Rejection | None
+    prediction: Prediction | None
+    held_tokens: int
+
+    def cost(self, winners: Sequence[str]) -> tuple[bool, bool, float, int, int, str]:
+        """What orders candidates: winners, then those that could take it, the cheapest first."""
+        return (
+            self.worker.worker_id not in winners,
+            self.rejection is not None,
+            self.prediction.ttft_s if self.prediction else 0.0,
+            -self.held_tokens,
+            self.worker.pending_requests,
+            self.worker.worker_id,
+        )
+
+    def candidate(self) -> Candidate:
+        """As a record keeps it."""
+        worker, rejection = self.worker, self.rejection
+        return Candidate(
+            worker_id=worker.worker_id,
+            datacenter=worker.datacenter,
+            role=worker.role,
+            rejected_by=rejection.by if rejection else None,
+            detail=rejection.detail if rejection else "",
+            prediction=self.prediction,
+            pending_requests=worker.pending_requests,
+            held_tokens=self.held_tokens,
+        )
+
+
 #: A policy's own rule. Gets every feasible prefill worker (at least one) and the decode worker.
 Rule: TypeAlias = Callable[[Sequence[Option], WorkerView], Choice]
 
 
 def place(request: RequestFeatures, view: ClusterView, rng: Random, rule: Rule) -> Decision:
     """Run the pipeline: one decision, every candidate in it explained."""
-    candidates: list[Candidate] = []
+    request = request.discounted(view.prefix_trust)
+    looked: list[_Looked] = []
     prefills = [
-        (worker, cannot_serve(request, worker))
+        (worker, cannot_serve(request, worker) or is_out_of_reach(worker, view))
         for worker in view.workers
         if worker.role == "prefill"
     ]
     able = [worker for worker, rejection in prefills if rejection is None]
-    decode = _pick_decode(request, able, view, rng, candidates)
-    options = _cost_prefill(request, prefills, decode, view, candidates)
+    decode = _pick_decode(request, able, view, rng, looked)
+    options = _cost_prefill(request, prefills, decode, view, looked)
     if decode is None or not options:
-        return _nothing(candidates)
+        return _nothing(looked)
     choice = rule(options, decode)
-    ranked = sorted(choice.preferred, key=lambda option: option.prediction.ttft_s)
-    best = ranked[0].prediction.ttft_s
-    tied = [option for option in ranked if option.prediction.ttft_s == best]
+    ranked = sorted(choice.preferred, key=_cost_for_its_share)
+    best = _cost_for_its_share(ranked[0])
+    tied = [option for option in ranked if _cost_for_its_share(option) == best]
     winner = tied[rng.randrange(len(tied))] if len(tied) > 1 else tied[0]
-    kept, omitted = _trim(candidates, winner.worker.worker_id, decode.worker_id)
+    kept, omitted = _trim(looked, winner.worker.worker_id, decode.worker_id)
     return Decision(
         placement=Placement(
             prefill_worker=winner.worker.worker_id,
@@ -85,20 +134,37 @@ def place(request: RequestFeatures, view: ClusterView, rng: Random, rule: Rule) 
     )
 
 
+def _share(worker: WorkerView) -> float:
+    """
+    Part of its usual work that a worker gets.
+
+    One that suspicion or ejection would keep out, were it not needed, is tried as carefully as one
+    that has just started.
+    """
+    is_doubtful = worker.is_suspect or worker.is_ejected
+    return min(worker.share, _DOUBTFUL_SHARE) if is_doubtful else worker.share
+
+
+def _cost_for_its_share(option: Option) -> float:
+    """Predicted TTFT as if the worker were so much slower as its share is smaller."""
+    return option.prediction.ttft_s / _share(option.worker)
+
+
 def _pick_decode(
     request: RequestFeatures,
     able: Sequence[WorkerView],
     view: ClusterView,
     rng: Random,
-    candidates: list[Candidate],
+    looked: list[_Looked],
 ) -> WorkerView | None:
     """
     The decode worker: near the router, with a free slot, holding most of the prompt, least busy.
 
     Decode stays in the router's datacenter when any worker there can take the request and get its
-    KV from one of the prefill workers that are `able`.
+    KV from one of the prefill workers that are `able`. A worker that warms up counts as busier,
+    and with fewer slots, than it is.
     """
-    feasible: list[tuple[tuple[bool, bool, int, int], WorkerView]] = []
+    feasible: list[tuple[tuple[bool, bool, int, float], WorkerView]] = []
     # Whether it can be fed depends on these two alone, and a large cluster has few of them.
     unfed: dict[tuple[str, str], Rejection | None] = {}
     for worker in view.workers:
@@ -107,23 +173,15 @@ def _pick_decode(
         kind = (worker.datacenter, worker.fingerprint)
         if kind not in unfed:
             unfed[kind] = cannot_be_fed(worker, able, view)
-        rejection = cannot_serve(request, worker) or unfed[kind]
+        rejection = cannot_serve(request, worker) or is_out_of_reach(worker, view) or unfed[kind]
         held_tokens = request.hit(worker.worker_id).attention_tokens
-        candidates.append(
-            Candidate(
-                worker_id=worker.worker_id,
-                datacenter=worker.datacenter,
-                role="decode",
-                rejected_by=rejection.by if rejection else None,
-                detail=rejection.detail if rejection else "",
-                pending_requests=worker.pending_requests,
-                held_tokens=held_tokens,
-            )
-        )
+        looked.append(_Looked(worker, rejection, None, held_tokens))
         if rejection is None:
             is_away = worker.datacenter != view.home_datacenter
-            must_wait = worker.pending_requests >= worker.slots
-            feasible.append(((is_away, must_wait, -held_tokens, worker.pending_requests), worker))
+            share = _share(worker)
+            must_wait = worker.pending_requests >= max(1.0, worker.slots * share)
+            load = (worker.pending_requests + 1) / share
+            feasible.append(((is_away, must_wait, -held_tokens, load), worker))
     if not feasible:
         return None
     best = min(key for key, _ in feasible)
@@ -136,30 +194,39 @@ def _cost_prefill(
     prefills: Sequence[tuple[WorkerView, Rejection | None]],
     decode: WorkerView | None,
     view: ClusterView,
-    candidates: list[Candidate],
+    looked: list[_Looked],
 ) -> list[Option]:
     """The prefill workers that could take it; without a decode worker they cost nothing yet."""
     options: list[Option] = []
-    for worker, refusal in prefills:
-        rejection, prediction = refusal, None
+    if decode is not None:
+        prefills = _that_should_hand_over(prefills, decode, view)
+    for worker, rejection in prefills:
+        prediction = None
         if decode is not None and rejection is None:
-            rejection = cannot_hand_over(worker, decode, view)
-            prediction = None if rejection else predict(request, worker, decode, view)
-        candidates.append(
-            Candidate(
-                worker_id=worker.worker_id,
-                datacenter=worker.datacenter,
-                role="prefill",
-                rejected_by=rejection.by if rejection else None,
-                detail=rejection.detail if rejection else "",
-                prediction=prediction,
-                pending_requests=worker.pending_requests,
-                held_tokens=request.hit(worker.worker_id).resumable_tokens,
-            )
-        )
-        if prediction is not None:
+            prediction = predict(request, worker, decode, view)
             options.append(Option(worker, prediction))
+        held_tokens = request.hit(worker.worker_id).resumable_tokens
+        looked.append(_Looked(worker, rejection, prediction, held_tokens))
     return options
+
+
+def _that_should_hand_over(
+    prefills: Sequence[tuple[WorkerView, Rejection | None]], decode: WorkerView, view: ClusterView
+) -> list[tuple[WorkerView, Rejection | None]]:
+    """The same workers, with what speaks against each as the source of this decode worker."""
+    # What keeps KV from getting there depends on these two alone, and there are few of them.
+    barred: dict[tuple[str, str], Rejection | None] = {}
+    asked: list[tuple[WorkerView, Rejection | None]] = []
+    for worker, refusal in prefills:
+        kind = (worker.datacenter, worker.fingerprint)
+        if kind not in barred:
+            barred[kind] = cannot_hand_over(worker, decode, view)
+        asked.append((worker, refusal or barred[kind]))
+    able = [worker for worker, rejection in asked if rejection is None]
+    unwise = unwise_offloads(able, decode, view)
+    if not unwise:
+        return asked
+    return [(worker, rejection or unwise.get(worker.datacenter)) for worker, rejection in asked]
 
 
 def _margin_s(winner: Option, options: Sequence[Option]) -> float | None:
@@ -167,17 +234,17 @@ def _margin_s(winner: Option, options: Sequence[Option]) -> float | None:
     return min(others) - winner.prediction.ttft_s if others else None
 
 
-def _nothing(candidates: list[Candidate]) -> Decision:
+def _nothing(looked: Sequence[_Looked]) -> Decision:
     """No placement: the counts by reason are the explanation."""
     missing = []
     for role in ("prefill", "decode"):
-        named = [candidate for candidate in candidates if candidate.role == role]
-        counts: Counter[str] = Counter(one.rejected_by for one in named if one.rejected_by)
+        named = [one for one in looked if one.worker.role == role]
+        counts: Counter[str] = Counter(one.rejection.by for one in named if one.rejection)
         if not named:
             missing.append(f"no {role} worker is known")
         elif sum(counts.values()) == len(named):
             missing.append(f"no {role} worker can take it ({counted(counts)})")
-    kept, omitted = _trim(candidates)
+    kept, omitted = _trim(looked)
     return Decision(
         placement=None,
         reason="no_candidate",
@@ -188,29 +255,27 @@ def _nothing(candidates: list[Candidate]) -> Decision:
     )
 
 
-def _trim(
-    candidates: list[Candidate], *winners: str
-) -> tuple[tuple[Candidate, ...], dict[str, int]]:
+def _trim(looked: Sequence[_Looked], *winners: str) -> tuple[tuple[Candidate, ...], dict[str, int]]:
     """The winners and the cheapest of the rest, of both roles; the others as counts by reason."""
-    if len(candidates) <= CANDIDATES_MAX:
-        return tuple(candidates), {}
-
-    def cost(candidate: Candidate) -> tuple[bool, bool, float, int, int, str]:
-        return (
-            candidate.worker_id not in winners,
-            candidate.rejected_by is not None,
-            candidate.prediction.ttft_s if candidate.prediction else 0.0,
-            -candidate.held_tokens,
-            candidate.pending_requests,
-            candidate.worker_id,
+    if len(looked) <= CANDIDATES_MAX:
+        return tuple([one.candidate() for one in looked]), {}
+    # Of each role no more can be kept than of both together, so the rest need not be ordered.
+    by_role = (
+        nsmallest(
+            CANDIDATES_MAX,
+            (one for one in looked if one.worker.role == role),
+            key=lambda one: one.cost(winners),
         )
-
-    ordered = sorted(candidates, key=cost)
-    by_role = ([one for one in ordered if one.role == role] for role in ("prefill", "decode"))
+        for role in ("prefill", "decode")
+    )
     # In turn, or one role would crowd out the other and the runner-up with it.
     ranked = [one for pair in zip_longest(*by_role) for one in pair if one is not None]
-    ranked.sort(key=lambda one: one.rejected_by is not None)
-    rest: Counter[str] = Counter(
-        candidate.rejected_by or "feasible" for candidate in ranked[CANDIDATES_MAX:]
-    )
-    return tuple(ranked[:CANDIDATES_MAX]), dict(rest)
+    ranked.sort(key=lambda one: one.rejection is not None)
+    kept = ranked[:CANDIDATES_MAX]
+    rest = Counter(map(_fate, looked))
+    rest.subtract(map(_fate, kept))
+    return tuple([one.candidate() for one in kept]), {fate: n for fate, n in rest.items() if n}
+
+
+def _fate(looked: _Looked) -> str:
+    return looked.rejection.by if looked.rejection else "feasible"

@@ -58,7 +58,7 @@ class PrfaasPolicy:
         local = [option for option in options if option.worker.datacenter == home]
         remote = [option for option in options if option.worker.datacenter != home]
         uncached_tokens = min(
-            (request.uncached_tokens(option.worker.worker_id) for option in local),
+            (option.prediction.uncached_tokens for option in local),
             default=request.prefill_tokens,
         )
         threshold = self._threshold_tokens

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from controlplane.domain.cluster import ClusterView, LinkView, WorkerView
 from controlplane.domain.decision import RequestFeatures
+from controlplane.domain.modes import MODES
 from controlplane.domain.prefix import PrefixHit
 from controlplane.domain.tokens import TokenIds
 from policies.api import Parameters, Policy
@@ -30,6 +31,10 @@ TROUBLES: tuple[dict[str, Any], ...] = (
     {"context_tokens_max": 64},
     {"is_draining": True},
     {"is_suspect": True},
+    {"is_ejected": True},
+    {"is_suspect": True, "is_needed": True},
+    {"share": 0.1},
+    {"share": 0.5},
     {"pending_requests": 16},
 )
 
@@ -68,6 +73,8 @@ def links(draw: st.DrawFn, from_datacenter: str, to_datacenter: str) -> LinkView
         capacity_bps=draw(st.floats(1e3, 1e11)),
         goodput_bps=draw(st.just(0.0) | st.floats(0, 1e11)),
         reserved_bytes=draw(amounts),
+        is_down=draw(st.sampled_from((False, False, False, True))),
+        is_measured=draw(st.booleans()),
     )
 
 
@@ -83,6 +90,8 @@ def views(draw: st.DrawFn) -> ClusterView:
         age_s=draw(st.floats(0, 1e6)),
         home_datacenter=draw(st.sampled_from(sites or DATACENTERS)),
         workers=tuple(draw(workers(worker_id)) for worker_id in ids),
+        mode=draw(st.sampled_from(("normal", "normal", *MODES))),
+        prefix_trust=draw(st.sampled_from((1.0, 1.0, 0.5, 0.0))),
         links=tuple(draw(links(*pair)) for pair in sorted(pairs)),
     )
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from controlplane.admin.state import queue
 from controlplane.domain.cluster import ClusterView, Role
+from controlplane.domain.health import WORKER_STATES, WorkerState
+from controlplane.domain.modes import MODES
 from controlplane.observe.metrics import RouterMetrics
 
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 
 def refresh_gauges(
-    metrics: RouterMetrics, view: ClusterView, *, view_age_s: float, datacenters: Iterable[str]
+    metrics: RouterMetrics,
+    view: ClusterView,
+    *,
+    view_age_s: float,
+    datacenters: Iterable[str],
+    states: Iterable[WorkerState] = (),
 ) -> None:
     """
-    Set view age, workers, queues and links.
+    Set view age, mode, workers, their states, queues and links.
 
     Args:
         metrics: Of this router.
         view: The current one.
         view_age_s: Seconds since the newest input from the store, now.
         datacenters: Configured ones: a site that has lost all its workers must say 0, not vanish.
+        states: Of all known workers.
     """
     metrics.view_age_seconds.set(view_age_s)
+    metrics.mode.set(MODES.index(view.mode))
+    counts = Counter(states)
+    for state in WORKER_STATES:
+        metrics.worker_state.labels(state).set(counts[state])
     names = {*datacenters, *(worker.datacenter for worker in view.workers)}
     metrics.workers.clear()
     metrics.queue_tokens.clear()

@@ -81,7 +81,11 @@ class Routes:
         del request
         tracker, metrics = self._services.tracker, self._services.metrics
         refresh_gauges(
-            metrics, tracker.view(), view_age_s=tracker.age_s(), datacenters=self._datacenters
+            metrics,
+            tracker.view(),
+            view_age_s=tracker.age_s(),
+            datacenters=self._datacenters,
+            states=tracker.states().values(),
         )
         body = generate_latest(metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -128,6 +132,7 @@ class Routes:
         services, tracker = self._services, self._services.tracker
         view = tracker.view()
         beats = {worker.worker_id: tracker.beat(worker.worker_id) for worker in view.workers}
+        states = tracker.states()
         bytes_total = tracker.link_bytes_total()
         parameters = services.policy.parameters_model.model_validate(
             dict(services.policy_parameters)
@@ -145,7 +150,10 @@ class Routes:
             requests_max=services.limits.requests_max,
             holdings={
                 worker_id: WorkerHoldings(
-                    held_blocks=tracker.held_blocks(worker_id), kv_bytes=beat.load.kv_bytes
+                    held_blocks=tracker.held_blocks(worker_id),
+                    kv_bytes=beat.load.kv_bytes,
+                    silence_s=tracker.silence_s(worker_id),
+                    state=states[worker_id],
                 )
                 for worker_id, beat in beats.items()
                 if beat is not None

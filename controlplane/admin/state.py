@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from controlplane.domain.cluster import ClusterView, LinkView, Role, WorkerView
+from controlplane.domain.health import WorkerState
+from controlplane.domain.modes import MODES
 
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
@@ -19,6 +21,9 @@ class WorkerHoldings:
     held_blocks: int = 0
     #: Bytes of KV, prefix cache and segments, by its own count.
     kv_bytes: int = 0
+    #: Seconds since it was heard, through the store or directly; None if it is not known.
+    silence_s: float | None = None
+    state: WorkerState = "healthy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,13 @@ def state_document(view: ClusterView, facts: RouterFacts) -> dict[str, Any]:
             "requests_in_flight": facts.requests_in_flight,
             "requests_max": facts.requests_max,
         },
-        "view": {"epoch": view.epoch, "age_s": facts.view_age_s},
+        "view": {
+            "epoch": view.epoch,
+            "age_s": facts.view_age_s,
+            "mode": view.mode,
+            "mode_step": MODES.index(view.mode),
+            "prefix_trust": view.prefix_trust,
+        },
         "store": {"status": "away" if facts.is_store_away else "ok"},
         "policy": {"name": facts.policy, "parameters": dict(facts.policy_parameters)},
         "datacenters": [_datacenter(name, view, facts) for name in names],
@@ -63,10 +74,12 @@ def state_document(view: ClusterView, facts: RouterFacts) -> dict[str, Any]:
     }
 
 
-def worker_status(worker: WorkerView) -> Literal["ready", "suspect", "draining"]:
+def worker_status(worker: WorkerView) -> Literal["ready", "suspect", "ejected", "draining"]:
     """The one word that says whether it gets new work."""
     if worker.is_draining:
         return "draining"
+    if worker.is_ejected:
+        return "ejected"
     return "suspect" if worker.is_suspect else "ready"
 
 
@@ -105,6 +118,11 @@ def _worker(worker: WorkerView, holdings: WorkerHoldings) -> dict[str, Any]:
         "status": worker_status(worker),
         "is_draining": worker.is_draining,
         "is_suspect": worker.is_suspect,
+        "is_ejected": worker.is_ejected,
+        "is_needed": worker.is_needed,
+        "state": holdings.state,
+        "share_ratio": worker.share,
+        "silence_s": holdings.silence_s,
         "pending_requests": worker.pending_requests,
         "pending_tokens": worker.pending_tokens,
         "slots": worker.slots,
@@ -131,6 +149,8 @@ def _link(link: LinkView, facts: RouterFacts) -> dict[str, Any]:
         "capacity_bps": link.capacity_bps,
         "goodput_bps": link.goodput_bps,
         "rtt_s": link.rtt_s,
+        "is_down": link.is_down,
+        "is_measured": link.is_measured,
         "reserved_bytes": link.reserved_bytes,
         "reserved_s": link.reserved_bytes * 8 / link.rate_bps,
         "bytes_total": facts.link_bytes_total.get(link.link_id, 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from controlplane.domain.prefix import NO_HIT, PrefixHit
@@ -12,12 +12,16 @@ from controlplane.domain.prefix import NO_HIT, PrefixHit
 RejectedBy: TypeAlias = Literal[
     "draining",
     "suspect",
+    "ejected",
     "failed_before",
     "model",
     "context",
     "full",
     "fingerprint",
+    "cannot_resume",
     "no_link",
+    "link_down",
+    "degraded",
     "placement",
 ]
 
@@ -41,9 +45,9 @@ class RequestFeatures:
 
     request_id: str
     model: str
-    #: Prompt tokens, >= 1.
+    #: Tokens to prefill and the last one, >= 1: the prompt, and output that is resumed.
     input_tokens: int
-    #: Output tokens it may have.
+    #: Output tokens it may still have.
     output_tokens_max: int
     #: Router's running number of the request; what round robin turns on.
     sequence: int
@@ -51,6 +55,8 @@ class RequestFeatures:
     prefix_hits: Mapping[str, PrefixHit] = field(default_factory=dict)
     #: Workers that have failed this very request.
     excluded: tuple[str, ...] = ()
+    #: Tokens at the end of the input that are output already: the stream goes on elsewhere.
+    resumed_tokens: int = 0
 
     @property
     def prefill_tokens(self) -> int:
@@ -64,6 +70,23 @@ class RequestFeatures:
     def uncached_tokens(self, worker_id: str) -> int:
         """Tokens that a prefill worker would have to compute, >= 0."""
         return max(0, self.prefill_tokens - self.hit(worker_id).resumable_tokens)
+
+    def discounted(self, trust: float) -> RequestFeatures:
+        """
+        The request with only a part of each hit, because what is known of caches is old.
+
+        Args:
+            trust: 0 to 1; tokens are rounded down.
+        """
+        if trust >= 1 or not self.prefix_hits:
+            return self
+        hits = {
+            worker_id: PrefixHit(
+                int(hit.attention_tokens * trust), int(hit.resumable_tokens * trust)
+            )
+            for worker_id, hit in self.prefix_hits.items()
+        }
+        return replace(self, prefix_hits=hits)
 
     def lacking_tokens(self, worker_id: str) -> int:
         """Tokens whose attention KV a decode worker would have to fetch, >= 0."""

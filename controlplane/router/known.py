@@ -2,28 +2,83 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from controlplane.config import LinkConfig
 from controlplane.domain.cluster import LinkView, WorkerView
-from controlplane.wire import WorkerBeat
+from controlplane.domain.health import (
+    UNKNOWN,
+    Health,
+    HealthRules,
+    WorkerState,
+    state_of,
+    warm_share,
+)
+from controlplane.domain.holddown import UP, HoldDown, is_down
+from controlplane.wire import LinkReport, WorkerBeat
+
+#: Workers that can stand in for each other: role, model, fingerprint.
+Pool: TypeAlias = tuple[str, str, str]
+
+_NEVER_S: Final = -math.inf
+#: A warming worker is looked at twice for each step of its share.
+_WARM_LOOK: Final = 0.05
 
 
 @dataclass(slots=True)
 class KnownWorker:
-    """A worker: its last beat, and own claims and releases since that beat arrived."""
+    """A worker: its last beat, what was seen of it, and own claims since that beat arrived."""
 
     beat: WorkerBeat
+    #: When it was last heard, through the store or directly.
     seen_s: float
-    suspect_until_s: float = 0.0
+    #: When it could first take work; None for one that does not tell.
+    born_s: float | None = None
+    health: Health = UNKNOWN
+    #: Number of the last beat whose change of inventory was taken.
+    inventory_sequence: int = 0
     delta_requests: int = 0
     delta_tokens: int = 0
-    #: As policies see it; None when something has changed.
+    #: Requests that the store said are reserved by all routers, less own claims at that time.
+    reserved_requests: int = 0
+    #: So few of its pool are available that doubt does not keep it out.
+    is_needed: bool = False
+    #: Its view may be another one from then on, without any news.
+    due_s: float = math.inf
+    state: WorkerState = "healthy"
+    #: As policies saw it last.
     view: WorkerView | None = None
 
-    def look(self, now_s: float) -> WorkerView:
-        """Make the view anew."""
-        beat = self.beat
+    @property
+    def pool(self) -> Pool:
+        """Those that can stand in for it."""
+        return (self.beat.role, self.beat.model, self.beat.fingerprint)
+
+    def look(self, now_s: float, heard_s: float, rules: HealthRules) -> WorkerView:
+        """
+        Make the view anew.
+
+        Args:
+            now_s: Now.
+            heard_s: When the store was last heard: before that nobody could be, and silence since
+                then says nothing of the worker.
+            rules: What makes a suspect.
+        """
+        beat, health = self.beat, self.health
+        share = warm_share(None if self.born_s is None else now_s - self.born_s, rules)
+        silence_s = heard_s - self.seen_s
+        self.state = state_of(
+            health,
+            now_s=now_s,
+            silence_s=silence_s,
+            share=share,
+            is_draining=beat.is_draining,
+            rules=rules,
+        )
+        self.due_s = self._next_change_s(now_s, silence_s, share, rules)
+        pending = beat.load.queue_requests + self.delta_requests
         self.view = WorkerView(
             worker_id=beat.worker_id,
             datacenter=beat.datacenter,
@@ -37,8 +92,12 @@ class KnownWorker:
             slots=beat.slots,
             requests_max=beat.requests_max,
             is_draining=beat.is_draining,
-            is_suspect=now_s < self.suspect_until_s,
-            pending_requests=max(0, beat.load.queue_requests + self.delta_requests),
+            can_resume=beat.can_resume,
+            is_suspect=now_s < health.suspect_until_s or silence_s >= rules.silent_s,
+            is_ejected=now_s < health.ejected_until_s,
+            is_needed=self.is_needed,
+            share=share,
+            pending_requests=max(0, pending, self.reserved_requests + self.delta_requests),
             pending_tokens=max(0, beat.load.queue_tokens + self.delta_tokens),
             prefill_s_per_token=beat.profile.prefill_s_per_token,
             prefill_fixed_s=beat.profile.prefill_fixed_s,
@@ -48,6 +107,16 @@ class KnownWorker:
         )
         return self.view
 
+    def _next_change_s(
+        self, now_s: float, silence_s: float, share: float, rules: HealthRules
+    ) -> float:
+        health = self.health
+        due_s = self.seen_s + rules.silent_s if silence_s < rules.silent_s else math.inf
+        for until_s in (health.suspect_until_s, health.ejected_until_s):
+            if now_s < until_s < due_s:
+                due_s = until_s
+        return due_s if share >= 1 else min(due_s, now_s + rules.warm_s * _WARM_LOOK)
+
 
 @dataclass(slots=True)
 class KnownLink:
@@ -55,20 +124,64 @@ class KnownLink:
 
     config: LinkConfig
     reserved_bytes: int = 0
+    #: What other routers had promised when the store was last read, and when that was.
+    foreign_bytes: int = 0
+    foreign_s: float = _NEVER_S
+    #: When the view was made.
+    looked_s: float = _NEVER_S
+    health: HoldDown = UP
+    #: When a receiver last said that bytes had moved.
+    measured_s: float = _NEVER_S
     goodput_bps: dict[str, float] = field(default_factory=dict)
     rtt_s: dict[str, float] = field(default_factory=dict)
     bytes_total: dict[str, int] = field(default_factory=dict)
     #: As policies see it; None when something has changed.
     view: LinkView | None = None
 
-    def look(self) -> LinkView:
+    def report(self, worker_id: str, report: LinkReport, now_s: float) -> None:
+        """Take what a receiver measured."""
+        if report.bytes_total != self.bytes_total.get(worker_id, 0):
+            self.measured_s = now_s
+        self.goodput_bps[worker_id] = report.goodput_bps
+        self.rtt_s[worker_id] = report.rtt_s
+        self.bytes_total[worker_id] = report.bytes_total
+        self.view = None
+
+    def forget(self, worker_id: str) -> None:
+        """A receiver has gone; what it measured goes with it."""
+        if worker_id in self.bytes_total:
+            del self.goodput_bps[worker_id], self.rtt_s[worker_id], self.bytes_total[worker_id]
+            self.view = None
+
+    def is_down(self, now_s: float) -> bool:
+        """It is held down after failed transfers."""
+        return is_down(self.health, now_s)
+
+    def is_measured(self, now_s: float, measured_within_s: float) -> bool:
+        """Bytes have moved lately."""
+        return now_s - self.measured_s <= measured_within_s
+
+    def look(self, now_s: float, measured_within_s: float) -> LinkView:
         """Make the view anew."""
+        self.looked_s = now_s
         self.view = LinkView(
             from_datacenter=self.config.from_datacenter,
             to_datacenter=self.config.to_datacenter,
             capacity_bps=self.config.capacity_bps,
             goodput_bps=max(self.goodput_bps.values(), default=0.0),
             rtt_s=max(self.rtt_s.values(), default=0.0) or self.config.emulated_delay_ms / 1000,
-            reserved_bytes=self.reserved_bytes,
+            reserved_bytes=self.reserved_bytes + self._foreign_bytes_left(now_s),
+            is_down=self.is_down(now_s),
+            is_measured=self.is_measured(now_s, measured_within_s),
         )
         return self.view
+
+    def _foreign_bytes_left(self, now_s: float) -> int:
+        """Others' bytes move on meanwhile, at best at the link's capacity."""
+        if not self.foreign_bytes:
+            return 0
+        moved_bytes = int((now_s - self.foreign_s) * self.config.capacity_bps / 8)
+        if moved_bytes >= self.foreign_bytes:
+            self.foreign_bytes = 0
+            return 0
+        return self.foreign_bytes - moved_bytes

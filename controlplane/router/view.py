@@ -7,16 +7,31 @@ synchronous and take their time from an injected clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final
 
 from controlplane.config import LinkConfig
 from controlplane.domain.cluster import ClusterView
-from controlplane.domain.prefix import BlockHash, PrefixHit, PrefixIndex
-from controlplane.router.known import KnownLink, KnownWorker
-from controlplane.store.api import StoreEvent, StoreSnapshot, WorkerSeen
-from controlplane.wire import WorkerBeat
+from controlplane.domain.health import Outcome, WorkerState, suspected
+from controlplane.domain.modes import Mode, mode_of, prefix_trust
+from controlplane.domain.prefix import BlockHash, PrefixHit
+from controlplane.router.beats import BeatRefusal, refusal_of
+from controlplane.router.inventories import Inventories
+from controlplane.router.known import KnownWorker
+from controlplane.router.known_links import KnownLinks
+from controlplane.router.members import Members, OnState
+from controlplane.router.rules import ViewRules
+from controlplane.store.api import StoreEvent, StoreSnapshot, WorkerLeft, WorkerSeen
+from controlplane.wire import ReserveReply, WorkerBeat
+
+#: What time alone changes (a suspicion ends, a worker is warm) is looked for so often.
+_TICK_S: Final = 0.25
+
+#: When most workers are silent at once it is likely the store that does not take their heartbeats:
+#: they are asked themselves, and get so many times their time to live.
+_PATIENCE: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,43 +59,69 @@ class ViewTracker:
         home_datacenter: str,
         links: Sequence[LinkConfig],
         ttl_s: float,
-        suspect_s: float,
         clock: Callable[[], float],
+        suspect_s: float | None = None,
+        rules: ViewRules | None = None,
+        rng: Random | None = None,
+        on_state: OnState | None = None,
+        on_refused: Callable[[BeatRefusal], None] | None = None,
     ) -> None:
+        """
+        Nobody is known yet.
+
+        Args:
+            home_datacenter: Of the router.
+            links: Configured ones; what workers say cannot make a link.
+            ttl_s: A worker that is silent for longer is dropped.
+            clock: Monotonic seconds.
+            suspect_s: In place of that of the rules.
+            rules: For health, modes and links.
+            rng: Spreads the ends of ejections.
+            on_state: Told of every change of a worker's state.
+            on_refused: Told of every beat that was not believed.
+        """
         self._home = home_datacenter
         self._ttl_s = ttl_s
-        self._suspect_s = suspect_s
         self._clock = clock
-        self._known: dict[str, KnownWorker] = {}
-        self._links = {link.link_id: KnownLink(link) for link in links}
-        self._index = PrefixIndex()
+        self._rules = rules or ViewRules()
+        health = self._rules.health
+        if suspect_s is not None:
+            health = replace(health, suspect_s=suspect_s)
+        self._members = Members(health, rng or Random(), on_state)
+        self._on_refused = on_refused
+        self._links = KnownLinks(
+            links, rules=self._rules.links, measured_within_s=self._rules.measured_within_s
+        )
+        self._inventories = Inventories()
         self._epoch = 0
         self._cached: ClusterView | None = None
-        #: When the next suspicion ends, which is a change that nobody tells of.
-        self._forgiven_s = math.inf
+        self._answering = 0
+        self._tick_s = clock()
         self._heard_s = clock()
         self._is_store_away = True
+        #: Nobody's time to live is over before then: what was heard since only makes it later.
+        self._first_end_s = clock()
+        #: Beats that were taken.
+        self.beats_total = 0
 
     def __repr__(self) -> str:
-        return f"<ViewTracker epoch {self._epoch}, {len(self._known)} workers, {self._index!r}>"
+        return f"<ViewTracker epoch {self._epoch}, {len(self._members)} workers, {self._inventories!r}>"
 
     # --- What the store says ------------------------------------------------------------------
 
     def apply_snapshot(self, snapshot: StoreSnapshot) -> None:
         """
-        Take the whole picture.
+        Take the whole picture, or a part of it.
 
         Workers that are missing in it are not dropped at once: after a flush of the store they
         need one heartbeat to be there again, and a live worker must not vanish meanwhile.
         """
         now_s = self._clock()
+        self._hear(now_s)
+        self._inventories.read_anew()
         for beat in snapshot.beats:
             self._see(beat, now_s)
-        if self._is_store_away:
-            for known in self._known.values():
-                known.seen_s = now_s
-        self._heard_s = now_s
-        self._is_store_away = False
+        self._links.seed(snapshot.link_reserved_bytes, now_s)
         self._changed()
 
     def apply_events(self, events: Sequence[StoreEvent]) -> list[str]:
@@ -91,18 +132,17 @@ class ViewTracker:
             Workers that are new, by id, for the log.
         """
         now_s = self._clock()
-        self._heard_s = now_s
-        self._is_store_away = False
+        is_changed = self._hear(now_s)
         fresh: list[str] = []
         for event in events:
             if isinstance(event, WorkerSeen):
+                is_changed = True
                 if self._see(event.beat, now_s):
                     fresh.append(event.beat.worker_id)
-            else:
-                known = self._known.get(event.worker_id)
-                if known is not None and known.beat.incarnation == event.incarnation:
-                    self._forget(event.worker_id)
-        if events:
+            elif isinstance(event, WorkerLeft):
+                is_changed = True
+                self._forget_life(event.worker_id, event.incarnation)
+        if is_changed:
             self._changed()
         return fresh
 
@@ -114,13 +154,74 @@ class ViewTracker:
         """Drop workers that have not been heard of for their time to live; their ids."""
         if self._is_store_away:
             return []
-        oldest_s = self._clock() - self._ttl_s
-        gone = [name for name, known in self._known.items() if known.seen_s < oldest_s]
+        now_s = self._clock()
+        if now_s <= self._first_end_s:
+            return []
+        patience = _PATIENCE if self._is_silent_as_a_whole() else 1
+        oldest_s = now_s - patience * self._ttl_s
+        gone = [known.beat.worker_id for known in self._members if known.seen_s < oldest_s]
         for worker_id in gone:
             self._forget(worker_id)
         if gone:
             self._changed()
+        first_s = min((known.seen_s for known in self._members), default=now_s)
+        self._first_end_s = first_s + self._ttl_s
         return gone
+
+    def needs_snapshot(self) -> bool:
+        """A change of some inventory was missed and has not come again by itself."""
+        return self._inventories.has_missed(self._clock())
+
+    # --- What workers answer themselves -------------------------------------------------------
+
+    def probed(self, worker_id: str, beat: WorkerBeat) -> bool:
+        """
+        Take a worker's answer to a probe: life, load and draining, but no inventory.
+
+        Args:
+            worker_id: Who was asked.
+            beat: What the process at its address says of itself.
+
+        Returns:
+            Whether a new process life stands there.
+        """
+        now_s = self._clock()
+        if beat.worker_id != worker_id:
+            self._forget(worker_id)
+            self._changed()
+            return False
+        is_new = self._see(beat, now_s, is_probe=True)
+        self._changed()
+        return is_new
+
+    def probe_failed(self, worker_id: str, incarnation: str, *, is_refused: bool) -> bool:
+        """
+        A worker did not answer a probe.
+
+        Args:
+            worker_id: Who was asked.
+            incarnation: The life that was known.
+            is_refused: Its machine said that nobody listens there; silence says less.
+
+        Returns:
+            Whether it was dropped: refused, and not heard of for its time to live.
+        """
+        known = self._members.living(worker_id, incarnation)
+        if known is None:
+            return False
+        now_s = self._clock()
+        if is_refused and now_s - known.seen_s > self._ttl_s:
+            return self.forget_incarnation(worker_id, incarnation)
+        self._suspect(known, now_s)
+        return False
+
+    def alive(self, worker_id: str, incarnation: str) -> None:
+        """Somebody answers at a worker's address who cannot tell more; it is taken for the worker."""
+        known = self._members.living(worker_id, incarnation)
+        if known is not None:
+            known.seen_s = self._clock()
+            self._members.touch(worker_id)
+            self._changed()
 
     # --- What this router does ----------------------------------------------------------------
 
@@ -129,6 +230,20 @@ class ViewTracker:
         self._add(claim.prefill_worker, claim.prefill_incarnation, 1, claim.prefill_tokens)
         self._add(claim.decode_worker, claim.decode_incarnation, 1, 0)
         self._add_link(claim.link, claim.link_bytes)
+
+    def reserved(self, claim: Claim, reply: ReserveReply) -> None:
+        """
+        Correct the view by what the store said of a reservation.
+
+        Reservations of decode workers last as long as the requests, so their number is that of all
+        routers' requests. Those of prefill workers outlive the prefill; they are believed only when
+        they stood against this one.
+        """
+        self._correct(claim.decode_worker, claim.decode_incarnation, reply.decode_reserved_requests)
+        if reply.refused_by == "prefill_full":
+            self._correct(
+                claim.prefill_worker, claim.prefill_incarnation, reply.prefill_reserved_requests
+            )
 
     def prefill_done(self, claim: Claim) -> None:
         """The prefill part is over and its bytes have moved; decode goes on."""
@@ -139,46 +254,63 @@ class ViewTracker:
         """The decode part is over."""
         self._add(claim.decode_worker, claim.decode_incarnation, -1, 0)
 
-    def suspect(self, worker_id: str) -> None:
-        """Give a worker no new work for a while."""
-        known = self._known.get(worker_id)
-        if known is not None:
-            known.suspect_until_s = self._clock() + self._suspect_s
-            self._forgiven_s = min(self._forgiven_s, known.suspect_until_s)
-            known.view = None
+    def outcome(self, worker_id: str, incarnation: str, kind: Outcome) -> None:
+        """How a part of a request ended at a worker; see `domain/health.py` for what counts."""
+        known = self._members.living(worker_id, incarnation)
+        if known is not None and self._members.judge(known, kind, self._clock()):
             self._changed()
 
-    def forget_incarnation(self, worker_id: str, incarnation: str) -> None:
-        """The store or the worker itself says that this process life is over."""
-        known = self._known.get(worker_id)
-        if known is not None and known.beat.incarnation == incarnation:
-            self._forget(worker_id)
+    def suspect(self, worker_id: str) -> None:
+        """Give a worker no new work for a while."""
+        known = self._members.get(worker_id)
+        if known is not None:
+            self._suspect(known, self._clock())
+
+    def link_outcome(self, link: str, prefill_worker: str, *, is_ok: bool) -> None:
+        """How a transfer over a link ended; see `domain/holddown.py` for what that makes of it."""
+        if self._links.judge(link, prefill_worker, self._clock(), is_ok=is_ok):
             self._changed()
+
+    def forget_incarnation(self, worker_id: str, incarnation: str) -> bool:
+        """The store or the worker itself says that this process life is over; whether it was known."""
+        is_gone = self._forget_life(worker_id, incarnation)
+        if is_gone:
+            self._changed()
+        return is_gone
 
     # --- What policies see --------------------------------------------------------------------
 
     def view(self) -> ClusterView:
         """The current picture; the same tuple of workers until something changes."""
         now_s = self._clock()
-        if now_s >= self._forgiven_s:
-            self._forgive(now_s)
+        if now_s >= self._tick_s:
+            self._tick(now_s)
+        age_s = max(0.0, now_s - self._heard_s)
+        mode, trust = self._mode(age_s), prefix_trust(age_s, self._rules.modes)
         cached = self._cached
-        if cached is None:
-            cached = self._cached = ClusterView(
-                epoch=self._epoch,
-                age_s=self.age_s(),
-                home_datacenter=self._home,
-                # A view that is there still holds; after most changes that is all but one or two.
-                workers=tuple(
-                    [known.view or known.look(now_s) for _, known in sorted(self._known.items())]
-                ),
-                links=tuple([link.view or link.look() for _, link in sorted(self._links.items())]),
-            )
-        return cached
+        if cached is not None and (cached.mode, cached.prefix_trust) == (mode, trust):
+            return cached
+        if cached is not None:
+            self._epoch += 1
+        self._cached = ClusterView.of_sorted(
+            self._members.views(now_s, self._heard_s),
+            self._links.views(now_s),
+            epoch=self._epoch,
+            age_s=age_s,
+            home_datacenter=self._home,
+            mode=mode,
+            prefix_trust=trust,
+        )
+        return self._cached
 
     def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> dict[str, PrefixHit]:
         """Prefix hits of a prompt at every worker that has any."""
-        return self._index.match(hashes, block_tokens=block_tokens)
+        return self._inventories.match(hashes, block_tokens=block_tokens)
+
+    @property
+    def mode(self) -> Mode:
+        """Step of the degraded ladder, now."""
+        return self.view().mode
 
     def age_s(self) -> float:
         """Seconds since the newest input from the store."""
@@ -189,80 +321,159 @@ class ViewTracker:
         """The last call to the store failed."""
         return self._is_store_away
 
+    @property
+    def is_store_down(self) -> bool:
+        """Calls to it fail, and it has not been heard for longer than a slow one takes."""
+        return self._is_store_away and self.age_s() > self._rules.modes.away_s
+
+    @property
+    def needs_probes(self) -> bool:
+        """The store does not tell how workers are: it is down, or most of them cannot reach it."""
+        return self.is_store_down or self._is_silent_as_a_whole()
+
+    @property
+    def generation(self) -> int:
+        """Grows when a worker comes, goes, or is another one than before."""
+        return self._members.generation
+
+    def beats(self) -> list[WorkerBeat]:
+        """What all workers last said of themselves, in no order."""
+        return [known.beat for known in self._members]
+
     def beat(self, worker_id: str) -> WorkerBeat | None:
         """What a worker last said of itself."""
-        known = self._known.get(worker_id)
+        known = self._members.get(worker_id)
         return known.beat if known else None
+
+    def states(self) -> dict[str, WorkerState]:
+        """The one word for each worker, by id."""
+        self.view()
+        return {known.beat.worker_id: known.state for known in self._members}
+
+    def silence_s(self, worker_id: str) -> float | None:
+        """Seconds since a worker was heard, through the store or directly."""
+        known = self._members.get(worker_id)
+        return None if known is None else max(0.0, self._clock() - known.seen_s)
 
     def held_blocks(self, worker_id: str) -> int:
         """Blocks in a worker's prefix cache, as far as it is known."""
-        return self._index.held_blocks(worker_id)
+        return self._inventories.held_blocks(worker_id)
 
     def link_bytes_total(self) -> Mapping[str, int]:
         """Bytes received over each link since the live receivers started."""
-        return {name: sum(link.bytes_total.values()) for name, link in self._links.items()}
+        return self._links.bytes_total()
 
     # --- Inside -------------------------------------------------------------------------------
 
-    def _see(self, beat: WorkerBeat, now_s: float) -> bool:
+    def _hear(self, now_s: float) -> bool:
+        """The store has answered; whether that is another picture by itself."""
+        is_gap = now_s - self._heard_s > self._members.rules.silent_s / 2
+        if is_gap:
+            # Nobody could be heard meanwhile: the store was away, or this process stood still.
+            for known in self._members:
+                known.seen_s = now_s
+            self._members.touch_all()
+        self._heard_s = now_s
+        self._is_store_away = False
+        return is_gap
+
+    def _tick(self, now_s: float) -> None:
+        """What time alone has changed."""
+        self._tick_s = now_s + _TICK_S
+        is_due = self._members.touch_due(now_s)
+        is_changed = self._links.tick(now_s) or is_due
+        if now_s - self._heard_s > self._rules.modes.blind_s:
+            oldest_s = now_s - self._ttl_s
+            self._answering = sum(known.seen_s >= oldest_s for known in self._members)
+        if is_changed:
+            self._changed()
+
+    def _is_silent_as_a_whole(self) -> bool:
+        """More than half of the workers, and more than one, are silent while the store is heard."""
+        oldest_s = self._heard_s - self._members.rules.silent_s
+        silent = sum(known.seen_s <= oldest_s for known in self._members)
+        return silent > 1 and silent * 2 > len(self._members)
+
+    def _mode(self, age_s: float) -> Mode:
+        return mode_of(
+            view_age_s=age_s,
+            is_store_away=self._is_store_away,
+            known=len(self._members),
+            answering=self._answering,
+            rules=self._rules.modes,
+        )
+
+    def _see(self, beat: WorkerBeat, now_s: float, *, is_probe: bool = False) -> bool:
         """Take a beat; true when its process life is new here."""
-        known = self._known.get(beat.worker_id)
-        is_new = known is None or known.beat.incarnation != beat.incarnation
-        if known is None or is_new:
+        refusal = refusal_of(beat)
+        if refusal is not None:
+            if self._on_refused is not None:
+                self._on_refused(refusal)
+            return False
+        known = self._members.living(beat.worker_id, beat.incarnation)
+        is_new = known is None
+        if known is None:
             self._forget(beat.worker_id)
-            known = self._known[beat.worker_id] = KnownWorker(beat, now_s)
-        elif beat.sequence < known.beat.sequence:
+            born_s = None if beat.age_s is None else now_s - beat.age_s
+            known = KnownWorker(beat, now_s, born_s)
+            self._members.add(known)
+        if not is_probe:
+            self._inventories.take(known, beat, now_s)
+        is_old = beat.sequence < known.beat.sequence
+        if not is_new and (is_old or (not is_probe and beat.sequence == known.beat.sequence)):
+            # The snapshot and the event stream told the same thing: it is no new sign of life, and
+            # no claim made since is in it. An answer to a probe is a sign of life and a new count,
+            # with the number of the worker's last heartbeat.
+            if is_probe:
+                known.seen_s = now_s
+                self._members.touch(beat.worker_id)
             return False
-        elif beat.sequence == known.beat.sequence:
-            # The snapshot and the event stream told the same thing: it is no new sign of life,
-            # and no claim made since is in it. Only an inventory in full may say more.
-            if beat.inventory.is_full:
-                self._index.apply(beat.worker_id, beat.inventory.to_delta())
-            return False
-        known.beat, known.seen_s, known.view = beat, now_s, None
-        known.delta_requests = known.delta_tokens = 0
-        self._index.apply(beat.worker_id, beat.inventory.to_delta())
-        for report in beat.links:
-            link = self._links.get(f"{report.from_datacenter}>{report.to_datacenter}")
-            if link is not None:
-                link.goodput_bps[beat.worker_id] = report.goodput_bps
-                link.rtt_s[beat.worker_id] = report.rtt_s
-                link.bytes_total[beat.worker_id] = report.bytes_total
-                link.view = None
+        self._take_load(known, beat, now_s)
         return is_new
 
-    def _forget(self, worker_id: str) -> None:
-        self._known.pop(worker_id, None)
-        self._index.forget(worker_id)
-        for link in self._links.values():
-            link.goodput_bps.pop(worker_id, None)
-            link.rtt_s.pop(worker_id, None)
-            link.bytes_total.pop(worker_id, None)
-            link.view = None
+    def _take_load(self, known: KnownWorker, beat: WorkerBeat, now_s: float) -> None:
+        self.beats_total += 1
+        before = known.pool
+        known.beat, known.seen_s = beat, now_s
+        known.delta_requests = known.delta_tokens = known.reserved_requests = 0
+        if known.pool != before:
+            self._members.moved_pool(known, before)
+        self._members.touch(beat.worker_id)
+        self._links.report(beat, now_s)
 
-    def _forgive(self, now_s: float) -> None:
-        """A suspicion is over: the picture is another one."""
-        self._forgiven_s = math.inf
-        for known in self._known.values():
-            if known.suspect_until_s > now_s:
-                self._forgiven_s = min(self._forgiven_s, known.suspect_until_s)
-            elif known.view is not None and known.view.is_suspect:
-                known.view = None
+    def _forget_life(self, worker_id: str, incarnation: str) -> bool:
+        known = self._members.living(worker_id, incarnation)
+        if known is not None:
+            self._forget(worker_id)
+        return known is not None
+
+    def _forget(self, worker_id: str) -> None:
+        if self._members.remove(worker_id):
+            self._inventories.forget(worker_id)
+            self._links.forget(worker_id)
+
+    def _suspect(self, known: KnownWorker, now_s: float) -> None:
+        known.health = suspected(known.health, now_s, self._members.rules)
+        self._members.touch(known.beat.worker_id)
         self._changed()
 
+    def _correct(self, worker_id: str, incarnation: str, reserved_requests: int) -> None:
+        known = self._members.living(worker_id, incarnation)
+        if known is not None:
+            known.reserved_requests = reserved_requests - known.delta_requests
+            self._members.touch(worker_id)
+            self._changed()
+
     def _add(self, worker_id: str, incarnation: str, requests: int, tokens: int) -> None:
-        known = self._known.get(worker_id)
-        if known is not None and known.beat.incarnation == incarnation:
+        known = self._members.living(worker_id, incarnation)
+        if known is not None:
             known.delta_requests += requests
             known.delta_tokens += tokens
-            known.view = None
+            self._members.touch(worker_id)
             self._changed()
 
     def _add_link(self, name: str | None, link_bytes: int) -> None:
-        link = self._links.get(name) if name else None
-        if link is not None:
-            link.reserved_bytes = max(0, link.reserved_bytes + link_bytes)
-            link.view = None
+        if self._links.add(name, link_bytes):
             self._changed()
 
     def _changed(self) -> None:

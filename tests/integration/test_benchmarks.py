@@ -28,3 +28,25 @@ def test_the_short_benchmark_has_no_errors(tmp_path: Path) -> None:
     assert {row["system"] for row in rows} == {"direct", "bare", "prfaas"}
     assert len({row["cell"] for row in rows}) == 8
     assert [row for row in rows if row["errors"] or not row["requests"]] == []
+
+
+@pytest.mark.timeout(120)
+def test_the_benchmark_of_the_view_runs_and_keeps_its_limit(tmp_path: Path) -> None:
+    """A fleet of 100 workers for a second; the limit is that of a fleet ten times as large."""
+    report = tmp_path / "report.json"
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.view", "--workers", "100", "--blocks", "64"),
+            *("--seconds", "2", "--json", str(report)),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=110,
+        check=False,
+    )
+
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    figures = json.loads(report.read_text())
+    assert figures["events"] > 50
+    assert 0 < figures["total"] < figures["limit"] == 0.05

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from strategies import WORKER_IDS, Situation, situations
 
-from controlplane.domain.cluster import ClusterView
+from controlplane.domain.cluster import ClusterView, recorded
 from controlplane.domain.decision import CANDIDATES_MAX, Decision, RequestFeatures
 from policies.api import Parameters
-from policies.filters import cannot_hand_over, cannot_serve
+from policies.filters import cannot_hand_over, cannot_serve, is_out_of_reach
 from policies.local_only import LocalOnlyPolicy
 
 REQUEST = TypeAdapter(RequestFeatures)
@@ -53,12 +53,18 @@ def test_a_rejected_worker_is_never_chosen(situation: Situation) -> None:
     assert cannot_serve(request, prefill) is None
     assert cannot_serve(request, decode) is None
     assert cannot_hand_over(prefill, decode, view) is None
+    assert is_out_of_reach(prefill, view) is None
+    assert is_out_of_reach(decode, view) is None
 
 
 @given(situations)
 def test_nothing_is_placed_only_when_nothing_can_be(situation: Situation) -> None:
     request, view = situation.request, situation.view
-    able = [worker for worker in view.workers if cannot_serve(request, worker) is None]
+    able = [
+        worker
+        for worker in view.workers
+        if cannot_serve(request, worker) is None and is_out_of_reach(worker, view) is None
+    ]
     pairs = [
         (prefill, decode)
         for prefill, decode in product(able, able)
@@ -76,10 +82,11 @@ def test_nothing_is_placed_only_when_nothing_can_be(situation: Situation) -> Non
 @given(situations)
 def test_a_decision_replays_to_itself_from_its_record(situation: Situation) -> None:
     decision = decide(situation)
+    kept = recorded(situation.view, [one.worker_id for one in decision.candidates])
 
     replayed = situation.policy.decide(
         REQUEST.validate_json(REQUEST.dump_json(situation.request)),
-        VIEW.validate_json(VIEW.dump_json(situation.view)),
+        VIEW.validate_json(VIEW.dump_json(kept)),
         Random(TypeAdapter(int).validate_json(str(situation.seed))),
     )
 

@@ -7,7 +7,15 @@ import pytest
 from builders import a_link, a_request, a_view, a_worker
 
 from controlplane.domain.cluster import LinkView, WorkerView
-from policies.filters import Rejection, cannot_be_fed, cannot_hand_over, cannot_serve
+from controlplane.domain.modes import Mode
+from policies.filters import (
+    Rejection,
+    cannot_be_fed,
+    cannot_hand_over,
+    cannot_serve,
+    is_out_of_reach,
+    unwise_offloads,
+)
 
 
 @pytest.mark.parametrize("worker_id", ["west/p1", "west/d1"], ids=["prefill", "decode"])
@@ -25,8 +33,20 @@ from policies.filters import Rejection, cannot_be_fed, cannot_hand_over, cannot_
         pytest.param(
             {},
             {"is_suspect": True},
-            Rejection("suspect", "it failed another request a moment ago"),
+            Rejection("suspect", "it failed a request a moment ago, or is silent"),
             id="suspect",
+        ),
+        pytest.param(
+            {},
+            {"is_ejected": True},
+            Rejection("ejected", "it failed too many requests and is out for a while"),
+            id="ejected",
+        ),
+        pytest.param(
+            {},
+            {"is_suspect": True, "is_ejected": True, "is_needed": True},
+            None,
+            id="doubted but needed",
         ),
         pytest.param(
             {},
@@ -77,6 +97,7 @@ def test_a_worker_is_kept_out_by_each_rule(
 
 
 TROUBLES: dict[str, dict[str, Any]] = {
+    "ejected": {"is_ejected": True},
     "suspect": {"is_suspect": True},
     "draining": {"is_draining": True},
     "model": {"model": "n"},
@@ -106,6 +127,86 @@ def test_having_failed_before_comes_before_every_other_rule() -> None:
 
     assert rejection is not None
     assert rejection.by == "failed_before"
+
+
+@pytest.mark.parametrize(
+    ("resumed_tokens", "worker", "rejection"),
+    [
+        pytest.param(0, a_worker("west/d1"), None, id="nothing to resume"),
+        pytest.param(5, a_worker("west/d1", can_resume=True), None, id="it can"),
+        pytest.param(
+            5,
+            a_worker("west/d1"),
+            Rejection("cannot_resume", "its version cannot go on with another worker's output"),
+            id="it cannot",
+        ),
+        pytest.param(5, a_worker("west/p1"), None, id="prefill workers need not"),
+    ],
+)
+def test_output_goes_on_only_where_it_can_be_resumed(
+    resumed_tokens: int, worker: WorkerView, rejection: Rejection | None
+) -> None:
+    assert cannot_serve(a_request(resumed_tokens=resumed_tokens), worker) == rejection
+
+
+@pytest.mark.parametrize(
+    ("mode", "worker_id", "is_kept_out"),
+    [
+        ("normal", "east/p1", False),
+        ("stale_view", "east/p1", False),
+        ("store_down", "east/p1", False),
+        ("local_only", "east/p1", True),
+        ("local_only", "west/p1", False),
+        ("local_only", "west/d1", False),
+        ("shed", "west/p1", True),
+        ("shed", "west/d1", True),
+    ],
+)
+def test_a_router_that_hears_little_stays_at_home_and_one_that_hears_nothing_does_nothing(
+    mode: Mode,
+    worker_id: str,
+    is_kept_out: bool,  # noqa: FBT001 - a table
+) -> None:
+    rejection = is_out_of_reach(a_worker(worker_id), a_view(mode=mode))
+
+    assert (rejection is not None) == is_kept_out
+    assert rejection is None or rejection.by == "degraded"
+
+
+IDLE, BUSY = a_worker("west/p1"), a_worker("west/p1", pending_requests=4, slots=4)
+AWAY = a_worker("east/p1")
+
+
+@pytest.mark.parametrize(
+    ("able", "link", "mode", "by"),
+    [
+        pytest.param((AWAY, IDLE), {}, "normal", None, id="all is well"),
+        pytest.param((AWAY, IDLE), {"is_measured": False}, "normal", None, id="an idle link"),
+        pytest.param((AWAY, IDLE), {"is_down": True}, "normal", "link_down", id="link down"),
+        pytest.param((AWAY,), {"is_down": True}, "normal", None, id="link down, the only way"),
+        pytest.param((AWAY, IDLE), {}, "stale_view", "degraded", id="speculative"),
+        pytest.param((AWAY, BUSY), {}, "stale_view", None, id="stale, but there is no room"),
+        pytest.param((AWAY,), {}, "stale_view", None, id="stale, the only way"),
+        pytest.param((AWAY, IDLE), {}, "store_down", "degraded", id="no store, speculative"),
+        pytest.param((AWAY, BUSY), {}, "store_down", None, id="no store, a link that works"),
+        pytest.param(
+            (AWAY, BUSY), {"is_measured": False}, "store_down", "degraded", id="not measured"
+        ),
+        pytest.param(
+            (AWAY,), {"is_measured": False}, "store_down", None, id="not measured, the only way"
+        ),
+    ],
+)
+def test_an_unwise_offload_is_kept_out_while_there_is_another_way(
+    able: tuple[WorkerView, ...], link: dict[str, Any], mode: Mode, by: str | None
+) -> None:
+    view = a_view(links=(a_link(**link),), mode=mode)
+
+    unwise = unwise_offloads(able, a_worker("west/d1"), view)
+
+    assert {site: rejection.by for site, rejection in unwise.items()} == (
+        {} if by is None else {"east": by}
+    )
 
 
 @pytest.mark.parametrize(

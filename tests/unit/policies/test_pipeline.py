@@ -244,7 +244,7 @@ def test_every_worker_is_explained() -> None:
             datacenter="west",
             role="decode",
             rejected_by="suspect",
-            detail="it failed another request a moment ago",
+            detail="it failed a request a moment ago, or is silent",
         ),
         Candidate(
             worker_id="east/p1",
@@ -266,10 +266,11 @@ def test_every_worker_is_explained() -> None:
 
 
 def test_every_reason_of_rejection_is_given_by_some_rule() -> None:
-    request = a_request(excluded=("west/p1",))
-    view = a_view(
-        a_worker("west/d1"),
-        a_worker("west/d2", fingerprint="h"),
+    request = a_request(excluded=("west/p1",), resumed_tokens=1)
+    workers = (
+        a_worker("west/d1", can_resume=True),
+        a_worker("west/d2", can_resume=True, fingerprint="h"),
+        a_worker("west/d3"),
         a_worker("west/p1"),
         a_worker("west/p2", is_suspect=True),
         a_worker("west/p3", is_draining=True),
@@ -277,14 +278,98 @@ def test_every_reason_of_rejection_is_given_by_some_rule() -> None:
         a_worker("west/p5", context_tokens_max=100),
         a_worker("west/p6", requests_max=1, pending_requests=1),
         a_worker("west/p7", fingerprint="g"),
-        a_worker("north/p1"),
         a_worker("west/p8"),
+        a_worker("west/p9", is_ejected=True),
+        a_worker("north/p1"),
+        a_worker("east/p1"),
     )
 
-    decision = decide(view, request)
+    held_down = decide(a_view(*workers, links=(a_link(is_down=True),)), request)
+    degraded = decide(a_view(*workers, mode="stale_view"), request)
 
-    given = {one.rejected_by for one in decision.candidates if one.rejected_by}
+    candidates = (*held_down.candidates, *degraded.candidates)
+    given = {one.rejected_by for one in candidates if one.rejected_by}
     assert given == set(get_args(RejectedBy))
+
+
+# --- Doubt, youth, and an old view ------------------------------------------------------------
+
+
+def test_a_worker_that_warms_up_takes_a_part_of_the_work() -> None:
+    young = a_worker("west/p1", share=0.25, prefill_fixed_s=0.1)
+    tokens = [200, 210, 400, 900]
+    view = [
+        a_view(a_worker("west/d1"), young, a_worker("west/p2", pending_tokens=queued))
+        for queued in tokens
+    ]
+
+    chosen = [placed(decide(each)).prefill_worker for each in view]
+
+    # It would take 0.2 s, and counts as if it took 0.8 s; the other one takes 0.11 s and its queue.
+    assert chosen == ["west/p2", "west/p2", "west/p2", "west/p1"]
+
+
+def test_the_prediction_of_a_worker_that_warms_up_is_not_changed() -> None:
+    view = a_view(a_worker("west/d1"), a_worker("west/p1", share=0.25))
+
+    decision = decide(view)
+
+    assert decision.prediction is not None
+    assert decision.prediction.ttft_s == pytest.approx(0.11)
+
+
+def test_a_decode_worker_that_warms_up_takes_a_part_of_the_work() -> None:
+    young = a_worker("west/d1", share=0.5)
+    views = [
+        a_view(young, a_worker("west/d2", pending_requests=pending), a_worker("west/p1"))
+        for pending in (0, 2)
+    ]
+
+    assert [placed(decide(view)).decode_worker for view in views] == ["west/d2", "west/d1"]
+
+
+def test_a_decode_worker_that_warms_up_has_fewer_slots() -> None:
+    young = a_worker("west/d1", share=0.25, pending_requests=1, slots=4)
+    hits = {"west/d1": PrefixHit(64, 0)}
+    view = a_view(young, a_worker("west/d2", pending_requests=3), a_worker("west/p1"))
+
+    decision = decide(view, a_request(prefix_hits=hits))
+
+    assert placed(decision).decode_worker == "west/d2"
+
+
+def test_a_doubted_worker_that_is_needed_gets_little() -> None:
+    doubted = a_worker("west/p1", is_suspect=True, is_needed=True)
+    others = [a_worker("west/p2", pending_tokens=queued) for queued in (500, 5000)]
+
+    chosen = [
+        placed(decide(a_view(a_worker("west/d1"), doubted, other))).prefill_worker
+        for other in others
+    ]
+
+    assert chosen == ["west/p2", "west/p1"]
+
+
+def test_hits_count_less_when_the_view_is_old() -> None:
+    hits = {"west/p1": PrefixHit(64, 64)}
+    workers = (a_worker("west/d1"), a_worker("west/p1"), a_worker("west/p2", prefill_fixed_s=0.0))
+
+    uncached = {
+        trust: decide(a_view(*workers, prefix_trust=trust), a_request(prefix_hits=hits)).prediction
+        for trust in (1.0, 0.5, 0.0)
+    }
+
+    tokens = [one.uncached_tokens for one in uncached.values() if one is not None]
+    assert tokens == [36, 68, 100]
+
+
+def test_a_router_that_hears_nobody_refuses_everything() -> None:
+    decision = decide(a_view(mode="shed"))
+
+    assert decision.placement is None
+    assert decision.explanation == (
+        "no prefill worker can take it (2 degraded); no decode worker can take it (1 degraded)"
+    )
 
 
 @pytest.mark.parametrize(

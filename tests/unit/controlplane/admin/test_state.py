@@ -67,6 +67,7 @@ def test_the_home_of_the_router_is_marked() -> None:
     [
         ({}, "ready"),
         ({"is_suspect": True}, "suspect"),
+        ({"is_suspect": True, "is_ejected": True}, "ejected"),
         ({"is_draining": True}, "draining"),
         ({"is_draining": True, "is_suspect": True}, "draining"),
     ],
@@ -151,4 +152,29 @@ def test_the_store_is_ok_or_away(is_away: bool, status: str) -> None:  # noqa: F
 def test_the_age_of_the_view_is_the_one_of_now() -> None:
     document = state_document(a_view(epoch=9, age_s=0.0), facts(view_age_s=4.5))
 
-    assert document["view"] == {"epoch": 9, "age_s": 4.5}
+    assert (document["view"]["epoch"], document["view"]["age_s"]) == (9, 4.5)
+
+
+def test_the_step_of_the_degraded_ladder_is_shown() -> None:
+    document = state_document(a_view(mode="store_down", prefix_trust=0.25), facts())
+
+    view = document["view"]
+    assert (view["mode"], view["mode_step"], view["prefix_trust"]) == ("store_down", 2, 0.25)
+
+
+def test_a_worker_shows_how_it_is() -> None:
+    holdings = {"west/p1": WorkerHoldings(silence_s=1.5, state="ejected")}
+    view = a_view(a_worker("west/p1", is_ejected=True, is_needed=True, share=0.5))
+
+    worker = workers_of(state_document(view, facts(holdings=holdings)))["west/p1"]
+
+    assert (worker["state"], worker["silence_s"], worker["share_ratio"]) == ("ejected", 1.5, 0.5)
+    assert (worker["is_ejected"], worker["is_needed"]) == (True, True)
+
+
+def test_a_link_shows_whether_it_holds() -> None:
+    view = a_view(links=(a_link(is_down=True, is_measured=False),))
+
+    link = state_document(view, facts())["links"][0]
+
+    assert (link["is_down"], link["is_measured"]) == (True, False)

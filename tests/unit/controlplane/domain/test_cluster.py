@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from builders import a_link, a_request, a_view, a_worker
 
-from controlplane.domain.cluster import link_id
+from controlplane.domain.cluster import RECORDED_WORKERS_MAX, ClusterView, link_id, recorded
 from controlplane.domain.decision import Placement
 from controlplane.domain.prefix import PrefixHit
 
@@ -96,3 +96,61 @@ def test_a_placement_is_offloaded_when_its_datacenters_differ(
     )
 
     assert placement.is_offloaded is is_offloaded
+
+
+# --- Looking up, and views of what is sorted already ------------------------------------------
+
+
+def test_a_worker_is_found_by_its_id_alone() -> None:
+    view = a_view(*(a_worker(f"west/p{number}") for number in range(20)))
+
+    assert view.worker("west/p7") is view.workers[17]
+    assert [view.worker(name) for name in ("west/p", "west/p70", "zulu/p1", "")] == [None] * 4
+
+
+def test_a_link_is_found_by_its_ends_alone() -> None:
+    links = (a_link("a-b", "c"), a_link("a", "c"), a_link("c", "a"))
+    view = a_view(links=links)
+
+    found = [view.link("a", "c"), view.link("a-b", "c"), view.link("c", "a")]
+    assert [one.link_id if one else None for one in found] == ["a>c", "a-b>c", "c>a"]
+    assert view.link("b", "c") is None
+    assert a_view(links=()).link("a", "c") is None
+
+
+def test_a_view_of_what_is_sorted_equals_one_that_sorts() -> None:
+    view = a_view(mode="store_down", prefix_trust=0.25)
+
+    fast = ClusterView.of_sorted(
+        view.workers,
+        view.links,
+        epoch=view.epoch,
+        age_s=view.age_s,
+        home_datacenter=view.home_datacenter,
+        mode=view.mode,
+        prefix_trust=view.prefix_trust,
+    )
+
+    assert fast == view
+    assert repr(fast) == repr(view)
+    assert replace(fast, epoch=2) == replace(view, epoch=2)
+
+
+# --- What a record keeps ----------------------------------------------------------------------
+
+
+def test_a_record_keeps_the_whole_of_a_view_that_is_not_large() -> None:
+    view = a_view(*(a_worker(f"west/p{number:03}") for number in range(RECORDED_WORKERS_MAX)))
+
+    assert recorded(view, ["west/p001"]) is view
+    assert view.workers_omitted == 0
+
+
+def test_a_record_of_a_large_view_keeps_the_candidates_and_counts_the_rest() -> None:
+    view = a_view(*(a_worker(f"west/p{number:03}") for number in range(100)))
+
+    kept = recorded(view, ["west/p050", "west/p001", "nobody"])
+
+    assert [worker.worker_id for worker in kept.workers] == ["west/p001", "west/p050"]
+    assert kept.workers_omitted == 98
+    assert (kept.links, kept.epoch, kept.mode) == (view.links, view.epoch, view.mode)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
+from builders import a_beat
 from router_builders import (
     DECODE_1,
     EAST_1,
@@ -18,10 +20,13 @@ from router_builders import (
     a_link_config,
 )
 
+from controlplane.domain.health import WorkerState
 from controlplane.errors import StoreTimeout, StoreUnavailable
+from controlplane.observe.logs import EVENTS, FIELDS
 from controlplane.router import feed as feed_module
-from controlplane.router.feed import ViewFeed
+from controlplane.router.feed import ViewFeed, log_state
 from controlplane.router.view import ViewTracker
+from controlplane.store.api import Blamed, Published, WorkerSeen
 
 TTL_S = 5.0
 
@@ -151,7 +156,7 @@ async def test_a_store_that_is_back_is_read_anew(
     await store.heartbeat(a_busy_beat(DECODE_1), ttl_s=TTL_S)
     await wait(clock, 0.3)
     at_once = names(tracker)
-    await wait(clock, TTL_S + 1)
+    await wait(clock, 3 * TTL_S + 1)
 
     assert at_once == [EAST_1, DECODE_1]
     assert not tracker.is_store_away
@@ -174,14 +179,130 @@ async def test_one_failed_call_does_no_harm(
 
 @pytest.mark.usefixtures("feed")
 async def test_everything_is_read_anew_from_time_to_time(
-    store: ScriptedStore, clock: LoopClock
+    store: ScriptedStore, clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a trimmed stream has lost heals by itself."""
-    for sequence in range(2, 34):
-        await store.heartbeat(a_busy_beat(EAST_1, sequence=sequence), ttl_s=TTL_S)
-        await wait(clock, 1)
+    """Rarely: what was missed is noticed by itself, and a large fleet takes a second to read."""
+    rarely_s = feed_module.RESYNC_S
+    monkeypatch.setattr(feed_module, "RESYNC_S", 20.0)
+    await wait(clock, 10)
+    before = store.calls.count("snapshot")
+    await wait(clock, 20)
 
-    assert store.calls.count("snapshot") == 2
+    assert (before, store.calls.count("snapshot")) == (1, 2)
+    assert rarely_s == 300.0
+
+
+@pytest.mark.usefixtures("feed")
+async def test_everything_is_read_anew_when_a_change_was_missed(
+    store: ScriptedStore, tracker: ViewTracker, clock: LoopClock
+) -> None:
+    """The stream was trimmed before this router read it."""
+    tracker.apply_events([WorkerSeen(a_beat(EAST_1, sequence=3))])
+    counts = []
+    for sequence in range(4, 11):
+        counts.append(store.calls.count("snapshot"))
+        await store.heartbeat(a_beat(EAST_1, sequence=sequence), ttl_s=TTL_S)
+        await wait(clock, 1)
+    at_once = counts[3]
+
+    assert (at_once, store.calls.count("snapshot")) == (1, 2)
+
+
+async def test_a_large_picture_is_taken_in_parts(
+    store: ScriptedStore, tracker: ViewTracker, clock: LoopClock
+) -> None:
+    """Requests are served between them."""
+    for number in range(2, 40):
+        await store.heartbeat(a_busy_beat(f"east/p{number}"), ttl_s=TTL_S)
+    feed = ViewFeed(store, tracker, clock)
+    task = asyncio.ensure_future(feed.run())
+    sizes = []
+    while not feed.is_synced.is_set():
+        await asyncio.sleep(0)
+        sizes.append(len(names(tracker)))
+
+    assert sizes[-1] == 39
+    assert max(after - before for before, after in pairwise(sizes)) < 10
+    task.cancel()
+
+
+@pytest.mark.usefixtures("feed")
+async def test_a_busy_stream_is_read_several_events_at_a_time(
+    store: ScriptedStore, tracker: ViewTracker, clock: LoopClock
+) -> None:
+    """A call costs more than what it brings; nothing is missed, and nothing waits for long."""
+    for sequence in range(2, 502):
+        await store.heartbeat(a_busy_beat(EAST_1, sequence=sequence), ttl_s=TTL_S)
+        clock.advance(0.01)
+        await a_few_turns(3)
+    await wait(clock, 0.2)
+
+    beat = tracker.beat(EAST_1)
+    assert beat is not None
+    assert beat.sequence == 501
+    assert store.calls.count("events") < 80
+
+
+async def test_blame_and_new_documents_are_passed_on(
+    store: ScriptedStore, tracker: ViewTracker, clock: LoopClock
+) -> None:
+    """In order, and with no effect on the picture."""
+    told: list[Blamed | Published] = []
+    feed = ViewFeed(store, tracker, clock, on_blamed=told.append, on_published=told.append)
+    task = asyncio.ensure_future(feed.run())
+    await a_few_turns()
+    epoch = tracker.view().epoch
+
+    blamed = Blamed(fingerprint="f", worker_id=EAST_1, incarnation="i1")
+    await store.blame(blamed)
+    await store.publish("policy", b"{}")
+    await a_few_turns()
+
+    assert told == [blamed, Published(topic="policy", version=1)]
+    assert tracker.view().epoch == epoch
+    task.cancel()
+
+
+@pytest.mark.usefixtures("feed")
+async def test_blame_concerns_nobody_who_has_not_asked(
+    store: ScriptedStore, tracker: ViewTracker
+) -> None:
+    """The feed goes on."""
+    await store.blame(Blamed(fingerprint="f", worker_id=EAST_1, incarnation="i1"))
+    await store.heartbeat(a_busy_beat(WEST_1), ttl_s=TTL_S)
+    await a_few_turns()
+
+    assert names(tracker) == [EAST_1, WEST_1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("healthy", "suspect", ("warning", "worker.suspected", {})),
+        ("suspect", "ejected", ("warning", "worker.ejected", {})),
+        ("ejected", "healthy", ("info", "worker.recovered", {"cause": "ejected"})),
+        ("suspect", "warming", ("info", "worker.recovered", {"cause": "suspect"})),
+        ("healthy", "warming", None),
+        ("warming", "healthy", None),
+        ("suspect", "draining", None),
+    ],
+)
+def test_getting_into_trouble_and_out_of_it_is_logged(
+    log: LogBook,
+    before: WorkerState,
+    after: WorkerState,
+    line: tuple[str, str, dict[str, str]] | None,
+) -> None:
+    """By names that are on the list."""
+    log_state(EAST_1, "i1", before, after)
+
+    if line is None:
+        assert log.events == []
+    else:
+        level, event, more = line
+        assert log.events == [(level, event, {"worker": EAST_1, "incarnation": "i1", **more})]
+        assert event in EVENTS
+        assert FIELDS.issuperset(log.events[0][2])
 
 
 async def test_a_router_may_start_before_its_store(
