@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 
 from controlplane.admin.server import AdminServer
 from controlplane.config import FleetConfig
-from controlplane.domain.prefix import scope_of
-from controlplane.edge.requests import ModelFacts
+from controlplane.domain.modes import MODES
+from controlplane.edge.listener import listen_to_clients
 from controlplane.edge.server import EdgeServer, Readiness
-from controlplane.edge.tokenizers import tokenizer_for
 from controlplane.errors import ConfigError
 from controlplane.observe.logs import get_logger
 from controlplane.observe.metrics import RouterMetrics
+from controlplane.router.assembly import assemble
 from controlplane.router.dispatcher import Dispatcher
-from controlplane.router.feed import ViewFeed
+from controlplane.router.feed import ViewFeed, log_state
+from controlplane.router.http_probes import HttpProber
 from controlplane.router.http_workers import HttpWorkerClient
+from controlplane.router.models import ModelBook
+from controlplane.router.probes import Probes
 from controlplane.router.recorder import Recorder
+from controlplane.router.rules import view_rules
 from controlplane.router.services import Services
 from controlplane.router.view import ViewTracker
 from controlplane.serving import background, listen
@@ -51,26 +56,36 @@ class RunningRouter:
 
 
 @asynccontextmanager
-async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[RunningRouter]:
+async def run_router(
+    fleet: FleetConfig, store: StateStore, *, name: str = "router"
+) -> AsyncIterator[RunningRouter]:
     """
     Start a router, yield it while it listens, drain and stop it.
+
+    Args:
+        fleet: What it serves.
+        store: What it shares with the other routers.
+        name: Its name in logs and records; each life of it has a number of its own besides.
 
     Raises:
         ConfigError: The policy or its parameters are wrong, or a port is taken.
     """
-    router_id = f"{fleet.router.datacenter}/router-{secrets.token_hex(4)}"
+    router_id = f"{fleet.router.datacenter}/{name}-{secrets.token_hex(4)}"
     try:
         policy = load_policy(fleet.router.policy, fleet.router.policy_parameters)
     except PolicyError as error:
         raise ConfigError(f"router.policy: {error}") from error
+    metrics = RouterMetrics()
+    metrics.store_garbage.set_function(lambda: store.decode_errors_total)
     tracker = ViewTracker(
         home_datacenter=fleet.router.datacenter,
         links=fleet.links,
         ttl_s=fleet.heartbeat.ttl_s,
-        suspect_s=fleet.limits.suspect_s,
         clock=time.monotonic,
+        rules=view_rules(fleet),
+        on_state=log_state,
+        on_refused=lambda reason: metrics.refused_beats_total.labels(reason).inc(),
     )
-    metrics = RouterMetrics()
     recorder = Recorder(
         store,
         metrics,
@@ -82,7 +97,7 @@ async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[Run
         executor = stack.enter_context(ThreadPoolExecutor(_PARSER_THREADS, "parser"))
         workers = HttpWorkerClient(fleet.limits)
         stack.push_async_callback(workers.close)
-        services = Services(
+        dispatcher = assemble(
             router_id=router_id,
             limits=fleet.limits,
             store=store,
@@ -95,79 +110,79 @@ async def run_router(fleet: FleetConfig, store: StateStore) -> AsyncIterator[Run
             clock=time.monotonic,
             seeds=Random(secrets.randbits(64)),
         )
-        dispatcher = Dispatcher(services)
-        feed = ViewFeed(store, tracker, time.monotonic)
+        services = dispatcher.services
+        feed = ViewFeed(
+            store,
+            tracker,
+            time.monotonic,
+            on_blamed=lambda blamed: services.quarantine.blame(
+                blamed.fingerprint, blamed.incarnation
+            ),
+        )
+        prober = HttpProber(fleet.health)
+        stack.push_async_callback(prober.close)
+        probes = Probes(prober, tracker, metrics, fleet.health, Random(secrets.randbits(64)))
         edge = EdgeServer(
             dispatcher,
             limits=fleet.limits,
-            models=_ModelBook(fleet, tracker),
+            models=ModelBook(fleet, tracker),
             readiness=lambda: _readiness(tracker, dispatcher),
             executor=executor,
+            tenant_salt=fleet.router.tenant_salt,
         )
         admin = AdminServer(services=services, fleet=fleet)
-        await stack.enter_async_context(background(feed=feed.run(), recorder=recorder.run()))
+        await stack.enter_async_context(
+            background(
+                feed=feed.run(),
+                probes=probes.run(),
+                recorder=recorder.run(),
+                keys=services.keys.run(),
+            )
+        )
+        # A router that has not heard of the workers could only refuse. With the store away it
+        # listens all the same, and says so.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(fleet.store.slow_call_timeout_s):
+                await feed.is_synced.wait()
         config = fleet.router
-        url = await listen(stack, edge.application(), config.host, config.port)
+        listener = await listen_to_clients(
+            stack,
+            edge.application(),
+            config.host,
+            config.port,
+            limits=fleet.limits,
+            metrics=metrics,
+        )
         admin_url = await listen(stack, admin.application(), config.admin_host, config.admin_port)
         _log.info("policy.loaded", policy=policy.name)
-        _log.info("router.started", router=router_id, url=url)
+        _log.info("router.started", router=router_id, url=listener.url)
         yield RunningRouter(
             dispatcher=dispatcher,
             tracker=tracker,
             recorder=recorder,
             services=services,
-            url=url,
+            url=listener.url,
             admin_url=admin_url,
         )
+        listener.leave()
         await dispatcher.drain(fleet.limits.drain_s)
         await services.settle()
         await recorder.flush()
         _log.info("router.stopped", router=router_id)
 
 
-class _ModelBook:
-    """Facts of the served models: the configured one, with what its workers said of it."""
-
-    def __init__(self, fleet: FleetConfig, tracker: ViewTracker) -> None:
-        self._fleet = fleet
-        self._tracker = tracker
-        self._tokenizer = tokenizer_for(fleet.model.engine)
-        self._facts: dict[str, ModelFacts] = {}
-        self._fingerprint: str | None = None
-
-    def __call__(self) -> Mapping[str, ModelFacts]:
-        """Facts by model name; built anew only when the workers' fingerprint changes."""
-        workers = self._tracker.view().workers
-        fingerprint = workers[0].fingerprint if workers else ""
-        if fingerprint != self._fingerprint:
-            model = self._fleet.model
-            self._fingerprint = fingerprint
-            self._facts = {
-                model.name: ModelFacts(
-                    name=model.name,
-                    tokenizer=self._tokenizer,
-                    block_tokens=workers[0].block_tokens if workers else 64,
-                    context_tokens_max=model.context_tokens_max,
-                    scope=scope_of(
-                        model=model.name,
-                        fingerprint=fingerprint,
-                        tenant_salt=self._fleet.router.tenant_salt,
-                    ),
-                )
-            }
-        return self._facts
-
-
 def _readiness(tracker: ViewTracker, dispatcher: Dispatcher) -> Readiness:
     """Ready when each role has a worker; a store that is away is told, and no reason to leave."""
-    workers = [worker for worker in tracker.view().workers if not worker.is_draining]
+    view = tracker.view()
+    workers = [worker for worker in view.workers if not worker.is_draining]
     prefill = sum(worker.role == "prefill" for worker in workers)
     decode = sum(worker.role == "decode" for worker in workers)
     return Readiness(
-        is_ready=bool(prefill and decode and not dispatcher.is_draining),
+        is_ready=bool(prefill and decode and view.mode != "shed" and not dispatcher.is_draining),
         details={
             "store": "away" if tracker.is_store_away else "ok",
-            "mode": "last_view" if tracker.is_store_away else "normal",
+            "mode": view.mode,
+            "mode_step": MODES.index(view.mode),
             "view_age_s": round(tracker.age_s(), 3),
             "prefill_workers": prefill,
             "decode_workers": decode,

@@ -15,6 +15,7 @@ from controlplane.admin.server import AdminServer
 from controlplane.config import DEFAULT_FLEET, LinkConfig, StoreConfig
 from controlplane.domain.cluster import ClusterView
 from controlplane.observe.metrics import RouterMetrics
+from controlplane.router.assembly import assemble
 from controlplane.router.recorder import Recorder
 from controlplane.router.records import Attempt, DecisionRecord, Timeline
 from controlplane.router.services import Services
@@ -166,7 +167,7 @@ async def an_admin(*, recent_max: int = 100) -> AsyncIterator[AdminWorld]:
     tracker = ViewTracker(
         home_datacenter="west", links=fleet.links, ttl_s=5, suspect_s=2, clock=clock
     )
-    services = Services(
+    services = assemble(
         router_id="west/router-1",
         limits=fleet.limits,
         store=store,
@@ -178,7 +179,7 @@ async def an_admin(*, recent_max: int = 100) -> AsyncIterator[AdminWorld]:
         policy_parameters={"threshold_tokens": 64},
         clock=clock,
         seeds=Random(7),
-    )
+    ).services
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         app = AdminServer(services=services, fleet=fleet).application()

@@ -15,18 +15,17 @@ from builders import a_beat, an_output
 from controlplane.config import LimitsConfig, LinkConfig, StoreConfig
 from controlplane.domain.byte_tokenizer import encode_text
 from controlplane.domain.prefix import block_hashes
-from controlplane.errors import Draining, PrfaasError, Shed, StoreUnavailable
+from controlplane.errors import PrfaasError, StoreUnavailable
 from controlplane.observe.metrics import RouterMetrics
-from controlplane.router.dispatcher import Dispatcher
+from controlplane.router.assembly import assemble
 from controlplane.router.flight import Flight
 from controlplane.router.incoming import Incoming
 from controlplane.router.memory_workers import Gate, MemoryWorkerClient, Step
 from controlplane.router.recorder import Recorder
 from controlplane.router.records import DecisionRecord, decode_record
-from controlplane.router.services import Services
 from controlplane.router.sink import ClientSink
 from controlplane.router.view import ViewTracker
-from controlplane.store.api import Cursor, StoreEvent, StoreSnapshot
+from controlplane.store.api import Blamed, Cursor, KeyClaim, StoreEvent, StoreSnapshot
 from controlplane.store.memory_store import MemoryStore
 from controlplane.wire import (
     BeatReply,
@@ -135,6 +134,23 @@ class ScriptedStore(MemoryStore):
         work = super().release
         await self._do("release", lambda: work(reservation))
 
+    async def claim_key(
+        self, key: str, *, owner: str, digest: str, ttl_s: float, is_renewal: bool = False
+    ) -> KeyClaim:
+        work = super().claim_key
+        return await self._do(  # type: ignore[no-any-return]
+            "claim_key",
+            lambda: work(key, owner=owner, digest=digest, ttl_s=ttl_s, is_renewal=is_renewal),
+        )
+
+    async def release_key(self, key: str, *, owner: str, keep_s: float) -> None:
+        work = super().release_key
+        await self._do("release_key", lambda: work(key, owner=owner, keep_s=keep_s))
+
+    async def blame(self, blamed: Blamed) -> None:
+        work = super().blame
+        await self._do("blame", lambda: work(blamed))
+
     async def put_segment(self, location: KvLocation) -> None:
         work = super().put_segment
         await self._do("put_segment", lambda: work(location))
@@ -178,10 +194,16 @@ class MemorySink:
 class MemoryRouter:
     """A router with its twins, and the books of what a test has sent through it."""
 
-    def __init__(self, *, limits: LimitsConfig | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: LimitsConfig | None = None,
+        policy: Policy | None = None,
+        workers: MemoryWorkerClient | None = None,
+    ) -> None:
         self.clock = LoopClock()
         self.store = ScriptedStore(clock=self.clock)
-        self.workers = MemoryWorkerClient()
+        self.workers = workers or MemoryWorkerClient()
         self.limits = limits or LimitsConfig()
         self.metrics = RouterMetrics()
         self.tracker = ViewTracker(
@@ -192,7 +214,7 @@ class MemoryRouter:
             clock=self.clock,
         )
         self.recorder = Recorder(self.store, self.metrics, recent_max=1000, pending_max=1000)
-        self.services = Services(
+        self.dispatcher = assemble(
             router_id="west/router-1",
             limits=self.limits,
             store=self.store,
@@ -205,7 +227,7 @@ class MemoryRouter:
             clock=self.clock,
             seeds=Random(0),
         )
-        self.dispatcher = Dispatcher(self.services)
+        self.services = self.dispatcher.services
         #: Requests that were taken, each of which owes exactly one record.
         self.taken = 0
         self._numbers = count()
@@ -222,7 +244,8 @@ class MemoryRouter:
         self.taken += 1
         try:
             return await self.dispatcher.dispatch(incoming, sink or MemorySink())
-        except (Draining, Shed):
+        except PrfaasError:
+            # Refused at the door: no flight, no record.
             self.taken -= 1
             raise
 
@@ -281,13 +304,14 @@ class MemoryRouter:
         assert not self.workers.open_streams
         assert self.dispatcher.in_flight == 0
         assert self.metrics.registry.get_sample_value("prfaas_requests_in_flight") == 0
+        for known in self.tracker._members:
+            counted = (known.delta_requests, known.delta_tokens)
+            assert counted == (0, 0), f"{known.beat.worker_id} is charged with {counted}"
         view = self.tracker.view()
-        for worker in view.workers:
-            beat = self.tracker.beat(worker.worker_id)
-            assert beat is not None
-            assert worker.pending_requests == beat.load.queue_requests, worker.worker_id
-            assert worker.pending_tokens == beat.load.queue_tokens, worker.worker_id
         assert [link.reserved_bytes for link in view.links] == [0]
+        assert self.services.retry_budget.used == self.services.retry_budget.waiting == 0
+        assert self.services.coalescing.under_way == self.services.coalescing.waiters == 0
+        assert repr(self.services.keys) == "<KeyKeeper 0 running>"
 
 
 def a_link_config(**overrides: Any) -> LinkConfig:
@@ -320,22 +344,26 @@ def a_busy_beat(
     return a_beat(worker_id, **(values | overrides))
 
 
-def a_fleet_of_beats() -> tuple[WorkerBeat, ...]:
-    """Three prefill and two decode workers, each kind in a clear order of preference."""
+def a_fleet_of_beats(*, can_resume: bool = False) -> tuple[WorkerBeat, ...]:
+    """
+    Three prefill and two decode workers, each kind in a clear order of preference.
+
+    Decode workers that cannot resume are of a version that tells no tokens.
+    """
     return (
         a_busy_beat(EAST_1, tokens=100),
         a_busy_beat(EAST_2, tokens=20_000),
         a_busy_beat(WEST_1, tokens=100),
-        a_busy_beat(DECODE_1, requests=1, tokens=0),
-        a_busy_beat(DECODE_2, requests=2, tokens=0),
+        a_busy_beat(DECODE_1, requests=1, tokens=0, can_resume=can_resume),
+        a_busy_beat(DECODE_2, requests=2, tokens=0, can_resume=can_resume),
     )
 
 
 @asynccontextmanager
-async def a_router(**overrides: Any) -> AsyncIterator[MemoryRouter]:
+async def a_router(*, can_resume: bool = False, **overrides: Any) -> AsyncIterator[MemoryRouter]:
     """A router with five workers; at the end nothing may be held for anybody."""
     router = MemoryRouter(**overrides)
-    await router.register(*a_fleet_of_beats())
+    await router.register(*a_fleet_of_beats(can_resume=can_resume))
     yield router
     await router.check()
 

@@ -25,12 +25,20 @@ _FAILED: Final = {
     "ReservationRefused": "the reservation at {worker} was refused",
     "PrefillRefused": "{worker} refused the prefill",
     "PrefillWorkerLost": "{worker} was lost before it accepted the prefill",
-    "KvUnavailable": "the KV of {worker} could not be fetched",
+    "PrefillTimedOut": "{worker} did not accept the prefill in time",
+    "LinkDown": "the connection to the KV of {worker} broke",
+    "LinkStalled": "the KV of {worker} came to a halt",
+    "KvChunkCorrupt": "the KV of {worker} arrived corrupt",
+    "LeaseExpired": "{worker} no longer had the KV",
+    "SegmentFailed": "the prefill at {worker} failed",
     "DecodeRefused": "{worker} refused to decode",
     "DecodeWorkerLost": "{worker} was lost while it decoded",
+    "DecodeTimedOut": "{worker} fell silent while it decoded",
+    "DecodeLeft": "{worker} left and handed its output over",
+    "NoPlacement": "nobody else could take it then",
 }
 
-_BY_DECODE: Final = frozenset({"DecodeRefused", "DecodeWorkerLost"})
+_BY_DECODE: Final = frozenset({"DecodeRefused", "DecodeWorkerLost", "DecodeTimedOut", "DecodeLeft"})
 
 #: A count of four figures or more that is not part of a name or a decimal.
 _LONG_COUNT: Final = re.compile(r"(?<![\w./:>-])\d{4,15}(?![\w/:>-]|\.\d)")
@@ -175,7 +183,9 @@ def _failures(record: DecisionRecord) -> Iterator[str]:
         known = len(attempt.features.excluded)
         failed = following.features.excluded[known:] or _blamed(attempt)
         said = _FAILED.get(attempt.ended_by, f"{{worker}} ended it with {attempt.ended_by}")
-        yield said.replace("{worker}", _listed(failed))
+        resumed_tokens = following.features.resumed_tokens
+        along = f", and {count(resumed_tokens)} tokens of output were taken along"
+        yield said.replace("{worker}", _listed(failed)) + (along if resumed_tokens else "")
 
 
 def _blamed(attempt: Attempt) -> tuple[str, ...]:

@@ -30,13 +30,23 @@ def phases(record: DecisionRecord) -> tuple[Phase, ...]:
     if record.report is not None and record.timeline.prefill_accepted_s is not None:
         spans += _worker_spans(record.report, record.timeline.prefill_accepted_s)
     at_s = max((span.ends_s for span in spans), default=0.0)
-    first_token_s = record.timeline.first_token_s
-    if first_token_s is None:
-        spans.append(Phase(name="until the end", begins_s=at_s, ends_s=finished_s))
-    else:
-        spans.append(Phase(name="first token", begins_s=at_s, ends_s=first_token_s))
-        spans.append(Phase(name="stream", begins_s=first_token_s, ends_s=finished_s))
+    spans += _stream_spans(record.timeline, at_s)
     return tuple(_clamped(span, finished_s) for span in spans)
+
+
+def _stream_spans(timeline: Timeline, at_s: float) -> list[Phase]:
+    """From the last thing that was waited for to the end."""
+    finished_s = timeline.finished_s
+    if timeline.resumed_s is not None and timeline.resumed_s >= at_s:
+        name, shown_s = "output goes on", timeline.resumed_s
+    elif timeline.first_token_s is not None and timeline.first_token_s >= at_s:
+        name, shown_s = "first token", timeline.first_token_s
+    else:
+        return [Phase(name="until the end", begins_s=at_s, ends_s=finished_s)]
+    return [
+        Phase(name=name, begins_s=at_s, ends_s=shown_s),
+        Phase(name="stream", begins_s=shown_s, ends_s=finished_s),
+    ]
 
 
 def _router_spans(record: DecisionRecord) -> Iterator[Phase]:
@@ -44,8 +54,14 @@ def _router_spans(record: DecisionRecord) -> Iterator[Phase]:
     yield Phase(name="parse", begins_s=0.0, ends_s=timeline.parsed_s)
     if timeline.decided_s is None:
         return
-    name = "decide" if len(record.attempts) < 2 else "earlier attempts"  # noqa: PLR2004 - a second one
-    yield Phase(name=name, begins_s=timeline.parsed_s, ends_s=timeline.decided_s)
+    began_s = timeline.parsed_s
+    if len(record.attempts) > 1:
+        yield Phase(name="earlier attempts", begins_s=began_s, ends_s=timeline.decided_s)
+    else:
+        if timeline.turn_came_s is not None:
+            yield Phase(name="wait for prefix", begins_s=began_s, ends_s=timeline.turn_came_s)
+            began_s = timeline.turn_came_s
+        yield Phase(name="decide", begins_s=began_s, ends_s=timeline.decided_s)
     reserved_s = _of_last_attempt(timeline.reserved_s, timeline)
     if reserved_s is not None:
         yield Phase(name="reserve", begins_s=timeline.decided_s, ends_s=reserved_s)

@@ -66,8 +66,39 @@ class RouterMetrics:
             ["cause"],
             registry=registry,
         )
+        self.migrations_total = Counter(
+            "prfaas_migrations_total",
+            "Streams that went on at another decode worker, by cause.",
+            ["cause"],
+            registry=registry,
+        )
+        self.retries_waiting = Gauge(
+            "prfaas_retries_waiting",
+            "Further attempts that wait for a place in the retry budget.",
+            registry=registry,
+        )
+        self.retry_budget_remaining = Gauge(
+            "prfaas_retry_budget_remaining",
+            "Further attempts that may begin now.",
+            registry=registry,
+        )
+        self.coalesced_total = Counter(
+            "prfaas_coalesced_total",
+            "Requests that waited for another one to compute their prefix.",
+            registry=registry,
+        )
+        self.quarantined_total = Counter(
+            "prfaas_quarantined_total",
+            "Requests refused because they have ended workers.",
+            registry=registry,
+        )
         self.store_errors_total = Counter(
             "prfaas_store_errors_total", "Failed store calls.", ["op"], registry=registry
+        )
+        self.store_garbage = Gauge(
+            "prfaas_store_garbage_values",
+            "Values found in the store that nobody can read: skipped, or their key repaired.",
+            registry=registry,
         )
         self.records_dropped_total = Counter(
             "prfaas_records_dropped_total",
@@ -77,8 +108,58 @@ class RouterMetrics:
         self.requests_in_flight = Gauge(
             "prfaas_requests_in_flight", "Requests being served.", registry=registry
         )
+        self.queue_depth = Gauge(
+            "prfaas_queue_depth_requests", "Requests that wait for a place.", registry=registry
+        )
+        self.queue_wait_seconds = Histogram(
+            "prfaas_queue_wait_seconds",
+            "Wait of an admitted request for its place.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.shed_total = Counter(
+            "prfaas_shed_total",
+            "Requests that were refused for load: full, evicted, waited or deadline.",
+            ["cause"],
+            registry=registry,
+        )
+        self.connections_closed_total = Counter(
+            "prfaas_connections_closed_total",
+            "Connections closed on clients: too many (connections, peer), a late head, stalled.",
+            ["cause"],
+            registry=registry,
+        )
         self.view_age_seconds = Gauge(
             "prfaas_view_age_seconds", "Age of the newest input from the store.", registry=registry
+        )
+        self.decision_view_age_seconds = Histogram(
+            "prfaas_decision_view_age_seconds",
+            "Age of the newest input from the store when a decision was made.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.mode = Gauge(
+            "prfaas_mode",
+            "Step of the degraded ladder: 0 normal, 1 stale view, 2 store down, 3 local only, 4 shed.",
+            registry=registry,
+        )
+        self.worker_state = Gauge(
+            "prfaas_worker_state",
+            "Workers by state: warming, healthy, suspect, ejected, draining.",
+            ["state"],
+            registry=registry,
+        )
+        self.refused_beats_total = Counter(
+            "prfaas_refused_beats_total",
+            "Heartbeats with figures no worker can have: capacity, load, profile, link.",
+            ["reason"],
+            registry=registry,
+        )
+        self.probes_total = Counter(
+            "prfaas_probes_total",
+            "Workers asked while the store was away: answered, mute, refused, silent.",
+            ["result"],
+            registry=registry,
         )
         self.workers = Gauge("prfaas_workers", "Live workers.", ["dc", "role"], registry=registry)
         self.queue_tokens = Gauge(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from controlplane.domain.lifecycle import ClientGone, DeadlinePassed, RouterFault
-from controlplane.errors import Draining, PrfaasError, Shed
+from controlplane.domain.lifecycle import ClientGone, DeadlinePassed, RouterFault, RouterLeft
+from controlplane.errors import Draining, RequestQuarantined
 from controlplane.observe.logs import get_logger
+from controlplane.router.admission import Admission
 from controlplane.router.flight import Flight
 from controlplane.router.incoming import Incoming
 from controlplane.router.services import Services
@@ -14,23 +17,32 @@ from controlplane.router.sink import ClientSink
 
 _log = get_logger()
 
-#: What a shed client is asked to wait.
-_SHED_RETRY_AFTER_S = 1.0
+#: For telling clients that their answer ends here; who does not read is not waited for.
+_LAST_WORDS_S = 1.0
 
 
 class Dispatcher:
     """The router's own loop over requests in flight."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, admission: Admission) -> None:
         self._services = services
+        self._admission = admission
         self._in_flight = 0
         self._sequence = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        #: The time limits of requests that have their place.
+        self._limits: set[asyncio.Timeout] = set()
         self.is_draining = False
+        self._has_left = False
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._in_flight} in flight>"
+
+    @property
+    def services(self) -> Services:
+        """What its flights share."""
+        return self._services
 
     @property
     def in_flight(self) -> int:
@@ -46,11 +58,25 @@ class Dispatcher:
             begun when there was an answer.
 
         Raises:
-            Shed: Too many requests in flight.
             Draining: This router is leaving.
+            RequestQuarantined: This very request has ended workers.
+            KeyInUse: A request with its idempotency key still runs.
+            KeyMismatch: Its idempotency key stands for another request.
+            Shed: Too many requests wait already, or this one has waited for too long.
+            DeadlineExceeded: Its time was over while it waited.
             asyncio.CancelledError: The client left; everything the request held is given back.
         """
-        self._admit()
+        self._check_welcome(incoming)
+        keys = self._services.keys
+        with self._counted():
+            async with (
+                keys.claimed(incoming.idempotency_key, incoming.digest),
+                self._admission.place(incoming.tenant, deadline_s=incoming.deadline_s),
+            ):
+                return await self._serve(incoming, sink)
+
+    async def _serve(self, incoming: Incoming, sink: ClientSink) -> Flight:
+        """Fly a request that has its place."""
         self._sequence += 1
         flight = Flight(self._services, incoming, sink, sequence=self._sequence)
         try:
@@ -65,8 +91,6 @@ class Dispatcher:
                 await flight.tell()
             except Exception:  # noqa: BLE001 - the same edge: the bug is where it should be told
                 _fault(flight, incoming)
-        finally:
-            self._leave()
         return flight
 
     async def _fly(self, flight: Flight, incoming: Incoming) -> None:
@@ -76,43 +100,66 @@ class Dispatcher:
             # The timeout below would strike at the first wait, when work may have been started.
             flight.end(DeadlinePassed())
             return
+        # A duration, because the loop's own clock may be another and ticks in milliseconds.
+        limit = asyncio.timeout(left_s)
+        self._limits.add(limit)
         try:
-            # A duration, because the loop's own clock may be another and ticks in milliseconds.
-            async with asyncio.timeout(left_s):
+            async with limit:
                 await flight.fly()
         except TimeoutError:
-            flight.end(DeadlinePassed())
+            flight.end(RouterLeft() if self._has_left else DeadlinePassed())
+        finally:
+            self._limits.discard(limit)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take no new requests; true when all in flight have ended in time."""
+        """
+        Take no new requests; true when all in flight have ended in time.
+
+        Those that have not are ended then, so that each client is told why its answer stops.
+        """
         self.is_draining = True
+        if await self._is_idle(timeout_s):
+            return True
+        self._has_left = True
+        now_s = asyncio.get_running_loop().time()
+        for limit in tuple(self._limits):
+            if not limit.expired():
+                limit.reschedule(now_s)
+        await self._is_idle(_LAST_WORDS_S)
+        return False
+
+    async def _is_idle(self, within_s: float) -> bool:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(within_s):
                 await self._idle.wait()
         except TimeoutError:
             return False
         return True
 
-    def _admit(self) -> None:
-        refused: PrfaasError | None = None
+    def _check_welcome(self, incoming: Incoming) -> None:
         if self.is_draining:
-            refused = Draining("this router is leaving; another one can take it", retry_after_s=1)
-        elif self._in_flight >= self._services.limits.requests_max:
-            refused = Shed(
-                f"{self._in_flight} requests are in flight, the limit of this router",
-                retry_after_s=_SHED_RETRY_AFTER_S,
+            raise Draining("this router is leaving; another one can take it", retry_after_s=1)
+        if self._services.quarantine.refuses(incoming.digest):
+            self._services.metrics.quarantined_total.inc()
+            raise RequestQuarantined(
+                "this request has ended workers and is not tried again for a while; report it "
+                "with its request id instead of sending it again"
             )
-        if refused is not None:
-            raise refused
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A request in flight, from its acceptance to its end."""
+        gauge = self._services.metrics.requests_in_flight
         self._in_flight += 1
         self._idle.clear()
-        self._services.metrics.requests_in_flight.inc()
-
-    def _leave(self) -> None:
-        self._in_flight -= 1
-        self._services.metrics.requests_in_flight.dec()
-        if self._in_flight == 0:
-            self._idle.set()
+        gauge.inc()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            gauge.dec()
+            if self._in_flight == 0:
+                self._idle.set()
 
 
 def _fault(flight: Flight, incoming: Incoming) -> None:

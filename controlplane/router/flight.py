@@ -1,8 +1,8 @@
 """
 One request in flight: performs each instruction of its life cycle; what comes back is an event.
 
-No decision is made here. Which step follows which is in `domain/lifecycle.py`, where to run is
-the policy's answer, and what a failure means is an error class that becomes one event.
+No decision is made here. Which step follows which is in `domain/lifecycle`, where to run is the
+policy's answer, and what a failure means is an error class that becomes one event.
 """
 
 from __future__ import annotations
@@ -10,47 +10,42 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from pydantic import ValidationError
-
 from controlplane.domain import lifecycle as life
-from controlplane.domain.cluster import WorkerView, link_id
+from controlplane.domain.cluster import WorkerView
 from controlplane.domain.decision import Placement, RequestFeatures
+from controlplane.domain.prefix import block_hashes
+from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
-    TRANSFER_ERRORS,
     PeerError,
     PrfaasError,
-    StoreError,
     WorkerRefused,
-    error_for,
+    WorkerTimeout,
+    WorkerUnreached,
 )
+from controlplane.router.autopsy import Autopsy
+from controlplane.router.holdings import Holdings
 from controlplane.router.incoming import Incoming
+from controlplane.router.jobs import decode_job, final_error, prefill_job, terms_of
+from controlplane.router.output import Output, Taken
 from controlplane.router.records import Attempt, DecisionRecord, Timeline
 from controlplane.router.services import Services
 from controlplane.router.sink import ClientLeftError, ClientSink
-from controlplane.router.view import Claim
 from controlplane.router.workers import DecodeStream
-from controlplane.wire import (
-    DecodeFailure,
-    DecodeJob,
-    DecodeReport,
-    FrameKind,
-    KvLocation,
-    PrefillJob,
-    Reservation,
-)
-
-#: What a client is asked to wait after a failure that another attempt may not meet.
-_RETRY_AFTER_S = 1.0
+from controlplane.wire import DecodeReport, FrameKind, KvLocation
 
 #: After a whole answer its connection is read to the end for so long; a worker ends both at once.
 _REST_S = 1.0
 
-#: A reservation outlives its request's deadline by this, so that only a lost release expires.
-_RESERVATION_SLACK_S = 5.0
 
-#: The claim on prefill and link lives so many times the predicted time to the first token: by then
-#: the worker's own heartbeats count what is left of it.
-_PREFILL_TTL_FACTOR = 2.0
+#: Instructions that wait for somebody else.
+_NEED_WAITING = frozenset({
+    life.AwaitTurn, life.AskRetry, life.Blame, life.Fail, life.Relay, life.Reserve,
+    life.StartDecode, life.StartPrefill,
+})  # fmt: skip
+
+
+#: Frames that an answer begins with.
+_OUTPUT_FRAMES = frozenset({FrameKind.CONTENT, FrameKind.OUTPUT})
 
 
 class Flight:
@@ -63,19 +58,31 @@ class Flight:
         self._incoming = incoming
         self._sink = sink
         self._sequence = sequence
-        self.life, self._todo = life.begin(services.limits.redispatch_max)
+        self.life, self._todo = life.begin(
+            terms_of(
+                incoming,
+                services.limits,
+                can_wait=services.coalescing.is_worth(len(incoming.tokens)),
+            )
+        )
         self._attempts: list[Attempt] = []
         #: What the record's `Timeline` is made of, as far as it has happened.
         self._times = {"parsed_s": incoming.parsed_s - incoming.accepted_s}
+        self._holdings = Holdings(services)
+        self._output = Output(incoming.output, incoming.tokens.width_bytes)
+        self._autopsy = Autopsy(services, incoming.digest)
         self._prefill: WorkerView | None = None
         self._decode: WorkerView | None = None
-        self._claim: Claim | None = None
-        self._is_prefill_claimed = False
-        self._reservation: Reservation | None = None
+        #: The process life of each worker that was tried: a successor has not failed anybody.
+        self._tried: dict[str, str] = {}
         self._location: KvLocation | None = None
         self._stream: DecodeStream | None = None
         self._first: list[tuple[FrameKind, bytes]] = []
         self._decode_sent_s = 0.0
+        #: Tokens of output when this attempt began.
+        self._output_at_begin = 0
+        #: The worker that was lost may have seen this attempt's job.
+        self._was_reached = True
         self._report: DecodeReport | None = None
         #: The client has the whole answer; what else could end the life came too late.
         self._answered: life.StreamEnded | None = None
@@ -99,11 +106,16 @@ class Flight:
             headers["x-client-request-id"] = self._incoming.client_request_id
         return headers
 
+    # --- The loop -----------------------------------------------------------------------------
+
     async def fly(self) -> None:
         """Perform instructions until the life is over."""
         while self._todo:
             instruction, self._todo = self._todo[0], self._todo[1:]
-            event = await self._perform(instruction)
+            if type(instruction) in _NEED_WAITING:
+                event = await self._perform(instruction)
+            else:
+                event = self._perform_at_once(instruction)
             if event is not None:
                 self._advance(event)
 
@@ -113,44 +125,60 @@ class Flight:
 
         Performs what needs no waiting; aborts go on behind.
         """
-        if self.life.state.is_terminal:
-            # It was over already; only its last instructions were interrupted.
-            for instruction in self._todo:
-                self._perform_at_once(instruction)
-            self._todo = ()
-            return
-        self._advance(self._answered or event)
+        if not self.life.state.is_terminal:
+            # Verdicts on workers that were still to come are dropped: nobody waits for them.
+            self._advance(self._answered or event)
+        # A life that was over already has only its last instructions left.
         for instruction in self._todo:
-            self._perform_at_once(instruction)
+            if type(instruction) is not life.Decide:
+                self._perform_at_once(instruction)
         self._todo = ()
 
     def _advance(self, event: life.Event) -> None:
         before = self.life
         self.life, more = life.advance(before, event)
         self._todo = (*self._todo, *more)
-        is_retry = life.Decide in map(type, more)
+        is_retry = any(type(instruction) is life.AskRetry for instruction in more)
         if (is_retry or self.life.state.is_terminal) and self._attempts:
-            name = type(event).__name__
-            if not isinstance(event, life.StreamEnded):
-                self._attempts[-1] = replace(self._attempts[-1], ended_by=name)
+            cause = type(event).__name__
+            is_over = self._attempts[-1].ended_by != "ok"
+            if not is_over and not isinstance(event, life.StreamEnded):
+                # What comes later, while another attempt is waited for, does not end this one.
+                self._attempts[-1] = replace(self._attempts[-1], ended_by=cause)
             if is_retry:
-                self._services.redispatched(self._incoming.request_id, name, len(self._attempts))
+                self._tell_of_retry(before, cause)
+
+    def _tell_of_retry(self, before: life.Life, cause: str) -> None:
+        request_id, number = self._incoming.request_id, len(self._attempts)
+        if before.state is life.State.DECODING and self.life.has_output:
+            self._services.migrated(
+                request_id, cause, number, worker=before.decode_worker, tokens=len(self._output)
+            )
+        else:
+            self._services.redispatched(request_id, cause, number)
 
     async def _perform(self, instruction: life.Instruction) -> life.Event | None:
+        event: life.Event | None = None
         match instruction:
+            case life.AwaitTurn():
+                event = await self._await_turn()
             case life.Reserve():
-                return await self._reserve()
+                event = await self._reserve()
             case life.StartPrefill():
-                return await self._start_prefill()
+                event = await self._start_prefill()
             case life.StartDecode():
-                return await self._start_decode()
+                event = await self._start_decode()
             case life.Relay():
-                return await self._relay()
+                event = await self._relay()
+            case life.AskRetry(code, after_pause):
+                event = await self._ask_retry(code, after_pause=after_pause)
+            case life.Blame(worker_id):
+                await self._blame(worker_id)
             case life.Fail(code):
                 await self._fail(code)
-                return None
             case _:
-                return self._perform_at_once(instruction)
+                raise AssertionError(f"{instruction} needs no waiting")
+        return event
 
     def _perform_at_once(self, instruction: life.Instruction) -> life.Event | None:
         match instruction:
@@ -162,111 +190,138 @@ class Flight:
                 if self._prefill is not None:
                     self._services.abort_prefill(self._prefill.url, self._job_id)
             case life.GiveBack():
-                self._give_back()
-            case life.Suspect(worker_id):
-                self._services.suspect(worker_id)
+                self._holdings.give_back()
+            case life.ForgetOutput():
+                self._output.forget()
+            case life.Judge(worker_id, kind):
+                self._services.outcome(worker_id, self._tried[worker_id], kind)
             case life.Fail(code):
                 # The client cannot be waited for any more; the edge answers with the error.
                 self.error = self._error(code)
             case life.Finish(state, code):
                 self._finish(state.value, code)
             case _:
-                raise AssertionError(f"{instruction} needs waiting")
+                # It needs waiting, and the life ended before its turn came.
+                assert self.life.state.is_terminal, f"{instruction} needs waiting"
         return None
 
-    # --- Steps --------------------------------------------------------------------------------
+    # --- Before an attempt --------------------------------------------------------------------
+
+    async def _await_turn(self) -> life.Event:
+        await self._holdings.wait_for_prefix(self._incoming)
+        self._times["turn_came_s"] = self._elapsed_s()
+        return life.TurnCame()
+
+    async def _ask_retry(self, code: str, *, after_pause: bool) -> life.Event:
+        services = self._services
+        if services.quarantine.refuses(self._incoming.digest):
+            services.metrics.quarantined_total.inc()
+            return life.RetryDenied("request_quarantined")
+        self._holdings.give_back_retry_place()
+        if after_pause:
+            await asyncio.sleep(services.limits.retry_pause_s * services.seeds.uniform(0.5, 1.5))
+        if await self._holdings.take_retry_place(services.limits.retry_wait_s):
+            return life.RetryGranted()
+        return life.RetryDenied(code)
+
+    async def _blame(self, worker_id: str) -> None:
+        worker = self._prefill if self.life.prefill_worker == worker_id else self._decode
+        assert worker is not None, "a worker of this attempt"
+        await self._autopsy.examine(
+            worker,
+            was_there=self._was_reached,
+            tokens=len(self._output),
+            tokens_at_begin=self._output_at_begin,
+        )
 
     def _decide(self, excluded: tuple[str, ...]) -> life.Event:
         incoming, services = self._incoming, self._services
+        view = services.tracker.view()
+        tokens, hashes = self._tokens(), incoming.hashes
+        resumed_tokens = len(self._output)
+        if resumed_tokens:
+            hashes = block_hashes(
+                tokens.head(len(tokens) - 1),
+                block_tokens=incoming.block_tokens,
+                scope=incoming.scope,
+            )
         features = RequestFeatures(
             request_id=incoming.request_id,
             model=incoming.output.model,
-            input_tokens=len(incoming.tokens),
-            output_tokens_max=incoming.sampling.output_tokens_max,
+            input_tokens=len(tokens),
+            output_tokens_max=incoming.sampling.output_tokens_max - resumed_tokens,
             sequence=self._sequence,
-            prefix_hits=services.tracker.match(incoming.hashes, block_tokens=incoming.block_tokens),
-            excluded=excluded,
+            prefix_hits=services.hits(hashes, block_tokens=incoming.block_tokens),
+            excluded=tuple(
+                worker_id
+                for worker_id in excluded
+                if (worker := view.worker(worker_id)) is not None
+                and worker.incarnation == self._tried.get(worker_id)
+            ),
+            resumed_tokens=resumed_tokens,
         )
         attempt = services.decide(features)
         self._attempts.append(attempt)
         self._times["decided_s"] = self._elapsed_s()
-        placement = attempt.decision.placement
-        if placement is None:
+        placement, prediction = attempt.decision.placement, attempt.decision.prediction
+        if placement is None or prediction is None:
             self._failure = attempt.decision.explanation
             return life.NoPlacement()
-        self._prefill = attempt.view.worker(placement.prefill_worker)
-        self._decode = attempt.view.worker(placement.decode_worker)
+        self._prefill = view.worker(placement.prefill_worker)
+        self._decode = view.worker(placement.decode_worker)
         assert self._prefill is not None, "a policy chooses among the workers of the view"
         assert self._decode is not None, "a policy chooses among the workers of the view"
-        self._claim = _claim_of(attempt, placement, self._prefill, self._decode)
-        services.tracker.claim(self._claim)
-        self._is_prefill_claimed = True
+        for worker in (self._prefill, self._decode):
+            self._tried[worker.worker_id] = worker.incarnation
+        self._output_at_begin, self._was_reached = resumed_tokens, True
+        self._holdings.claim(placement, prediction, self._prefill, self._decode)
+        if services.coalescing.is_worth(prediction.uncached_tokens):
+            self._holdings.lead(hashes, incoming.block_tokens, placement.prefill_worker)
         return life.Placed(placement.prefill_worker, placement.decode_worker)
+
+    # --- An attempt ---------------------------------------------------------------------------
 
     async def _reserve(self) -> life.Event:
         assert self._prefill is not None
         assert self._decode is not None
-        assert self._claim is not None
-        ttl_s = self._remaining_s() + _RESERVATION_SLACK_S
         prediction = self._attempts[-1].decision.prediction
         assert prediction is not None
-        reservation = Reservation(
-            reservation_id=self._job_id,
-            owner=self._services.router_id,
-            ttl_s=ttl_s,
-            prefill_ttl_s=min(
-                ttl_s, _PREFILL_TTL_FACTOR * prediction.ttft_s + _RESERVATION_SLACK_S
-            ),
-            prefill_worker=self._prefill.worker_id,
-            prefill_incarnation=self._prefill.incarnation,
-            prefill_tokens=self._claim.prefill_tokens,
-            prefill_requests_max=self._prefill.requests_max,
-            decode_worker=self._decode.worker_id,
-            decode_incarnation=self._decode.incarnation,
-            decode_requests_max=self._decode.requests_max,
-            link=self._claim.link,
-            link_bytes=self._claim.link_bytes,
-        )
-        # Held from here on: a call that is cancelled or times out may have been granted.
-        self._reservation = reservation
-        try:
-            reply = await self._services.store.reserve(reservation)
-        except StoreError:
-            # Soft state only: without the store the workers themselves refuse what is too much.
-            self._services.metrics.store_errors_total.labels("reserve").inc()
-            self._services.tracker.store_lost()
-            return life.Reserved()
+        reply = await self._holdings.reserve(self._job_id, prediction, self._prefill, self._decode)
         self._times["reserved_s"] = self._elapsed_s()
-        if reply.refused_by is None:
+        if reply is None:
             return life.Reserved()
-        self._reservation = None
-        worker = self._prefill if reply.refused_by.startswith("prefill") else self._decode
-        self._failure = f"{worker.worker_id} refused the reservation: {reply.refused_by}"
-        if reply.refused_by.endswith("gone"):
+        refused_by = reply.refused_by
+        if refused_by is None:
+            return life.Reserved()
+        worker = self._prefill if refused_by.startswith("prefill") else self._decode
+        self._failure = f"{worker.worker_id} refused the reservation: {refused_by}"
+        if refused_by.endswith("gone"):
             self._services.tracker.forget_incarnation(worker.worker_id, worker.incarnation)
-        self._release_claim()
         return life.ReservationRefused(worker.worker_id)
 
     async def _start_prefill(self) -> life.Event:
         assert self._prefill is not None
         assert self._decode is not None
-        job = PrefillJob(
-            request_id=self._job_id,
-            incarnation=self._prefill.incarnation,
-            fingerprint=self._prefill.fingerprint,
-            scope=self._incoming.scope,
-            token_width_bytes=self._incoming.tokens.width_bytes,
-            destination=self._decode.datacenter,
-            deadline_s=self._remaining_s(),
+        tokens = self._tokens()
+        job = prefill_job(
+            self._incoming,
+            self._job_id,
+            tokens,
+            prefill=self._prefill,
+            decode=self._decode,
+            remaining_s=self._remaining_s(),
         )
-        workers = self._services.workers
         try:
-            self._location = await workers.prefill(self._prefill.url, job, self._incoming.tokens)
+            self._location = await self._services.workers.prefill(self._prefill.url, job, tokens)
         except WorkerRefused as error:
             self._failure = error.message
             return life.PrefillRefused()
+        except WorkerTimeout as error:
+            self._failure = error.message
+            return life.PrefillTimedOut()
         except PeerError as error:
             self._failure = error.message
+            self._was_reached = not isinstance(error, WorkerUnreached)
             return life.PrefillWorkerLost()
         self._times["prefill_accepted_s"] = self._elapsed_s()
         return life.PrefillAccepted()
@@ -274,63 +329,91 @@ class Flight:
     async def _start_decode(self) -> life.Event:
         assert self._decode is not None
         assert self._location is not None
-        job = DecodeJob(
-            request_id=self._job_id,
-            incarnation=self._decode.incarnation,
-            scope=self._incoming.scope,
-            token_width_bytes=self._incoming.tokens.width_bytes,
+        tokens = self._tokens()
+        job = decode_job(
+            self._incoming,
+            self._job_id,
+            tokens,
+            resumed_tokens=len(self._output),
+            decode=self._decode,
             location=self._location,
-            sampling=self._incoming.sampling,
-            output=self._incoming.output,
-            deadline_s=self._remaining_s(),
+            remaining_s=self._remaining_s(),
         )
         self._decode_sent_s = self._elapsed_s()
+        self._output.begin_attempt(tells_tokens=self._decode.can_resume)
         try:
-            self._stream = await self._services.workers.decode(
-                self._decode.url, job, self._incoming.tokens
-            )
+            self._stream = await self._services.workers.decode(self._decode.url, job, tokens)
             while batch := await self._stream.frames():
                 frames = [frame for frame in batch if frame[0] is not FrameKind.ALIVE]
                 if frames:
                     return self._first_frames(frames)
-        except WorkerRefused as error:
-            self._failure = error.message
-            return life.DecodeRefused()
         except PeerError as error:
-            self._failure = error.message
-            return life.DecodeWorkerLost()
+            return self._decode_failed(error)
         self._failure = "the decode worker ended its stream without a token"
         return life.DecodeWorkerLost()
 
     def _first_frames(self, frames: list[tuple[FrameKind, bytes]]) -> life.Event:
-        kind, payload = frames[0]
-        if kind is FrameKind.CONTENT:
-            self._first = frames
-            self._times["first_token_s"] = self._elapsed_s()
-            self._release_prefill_claim()
-            return life.FirstToken()
-        return self._failed_decode(payload)
+        if frames[0][0] not in _OUTPUT_FRAMES:
+            taken = self._output.take(frames)
+            self._failure = taken.failure
+            assert taken.end is not None, "what is no output ends a stream"
+            return self._holdings.with_verdict_on_link(taken.end)
+        self._first = frames
+        is_resumed = len(self._output) > 0
+        self._times["resumed_s" if is_resumed else "first_token_s"] = self._elapsed_s()
+        self._holdings.prefill_done()
+        return life.FirstToken(has_tokens=self._output.tells_tokens)
+
+    def _decode_failed(self, error: PeerError) -> life.Event:
+        self._failure = error.message
+        if isinstance(error, WorkerRefused):
+            return life.DecodeRefused()
+        if isinstance(error, WorkerTimeout):
+            return life.DecodeTimedOut()
+        self._was_reached = not isinstance(error, WorkerUnreached)
+        return life.DecodeWorkerLost()
 
     async def _relay(self) -> life.Event:
         assert self._stream is not None
         batch = self._first
+        progress_s = self._services.clock()
         try:
-            await self._sink.begin(self.headers)
+            if not self._sink.is_begun:
+                await self._sink.begin(self.headers)
             while batch:
-                event = await self._copy(batch)
-                if isinstance(event, life.StreamEnded):
-                    self._answered = event
-                    await self._read_rest(self._stream)
+                taken = self._output.take(batch)
+                event = await self._pass_on(taken)
                 if event is not None:
+                    if isinstance(event, life.StreamEnded):
+                        await self._read_rest(self._stream)
                     return event
+                now_s = self._services.clock()
+                if taken.has_progress:
+                    progress_s = now_s
+                elif now_s - progress_s > self._services.limits.token_idle_timeout_s:
+                    self._failure = f"no token for {now_s - progress_s:.1f} s"
+                    return life.DecodeTimedOut()
                 batch = await self._stream.frames()
         except ClientLeftError:
             return life.ClientGone()
         except PeerError as error:
-            self._failure = error.message
-            return life.DecodeWorkerLost()
+            return self._decode_failed(error)
         self._failure = "the decode worker ended its stream without a report"
         return life.DecodeWorkerLost()
+
+    async def _pass_on(self, taken: Taken) -> life.Event | None:
+        """Give the client what is for it; the end of the stream, if it has come."""
+        if taken.content:
+            await self._sink.write(taken.content)
+        if isinstance(taken.end, life.StreamEnded):
+            self._answered, self._report = taken.end, taken.report
+            is_whole = not self._incoming.output.is_stream
+            if is_whole and taken.report is not None and len(self._attempts) == 1:
+                # It came at once; its first token was earlier, as its worker has measured.
+                self._times["first_token_s"] = self._decode_sent_s + taken.report.first_token_s
+        elif taken.end is not None:
+            self._failure = taken.failure
+        return taken.end
 
     async def _read_rest(self, stream: DecodeStream) -> None:
         """Reading to the end lets the connection serve the next request; it is worth no wait."""
@@ -341,44 +424,6 @@ class Flight:
         except (PeerError, TimeoutError):
             # The answer was complete before: nothing that comes after it can harm it.
             return
-
-    async def _copy(self, batch: list[tuple[FrameKind, bytes]]) -> life.Event | None:
-        """Content goes to the client as it is; a report or a failure ends the stream."""
-        content = [payload for kind, payload in batch if kind is FrameKind.CONTENT]
-        if content:
-            await self._sink.write(content[0] if len(content) == 1 else b"".join(content))
-        for kind, payload in batch:
-            if kind is FrameKind.REPORT:
-                return self._reported(payload)
-            if kind is FrameKind.FAILURE:
-                self._failed_decode(payload)
-                return life.DecodeWorkerLost()
-        return None
-
-    def _reported(self, payload: bytes) -> life.Event:
-        try:
-            self._report = DecodeReport.model_validate_json(payload)
-        except ValidationError:
-            self._failure = "the decode worker sent a malformed report"
-            return life.DecodeWorkerLost()
-        if not self._incoming.output.is_stream:
-            # The whole answer came at once; its first token was earlier.
-            self._times["first_token_s"] = self._decode_sent_s + self._report.first_token_s
-        return life.StreamEnded()
-
-    def _failed_decode(self, payload: bytes) -> life.Event:
-        """A failure frame before the first token, as an event."""
-        try:
-            failure = DecodeFailure.model_validate_json(payload)
-        except ValidationError:
-            self._failure = "the decode worker sent a malformed failure"
-            return life.DecodeWorkerLost()
-        self._failure = failure.message
-        if failure.code in TRANSFER_ERRORS:
-            return life.KvUnavailable(failure.code)
-        if failure.code == WorkerRefused.code:
-            return life.DecodeRefused()
-        return life.DecodeWorkerLost()
 
     async def _fail(self, code: str) -> None:
         self.error = self._error(code)
@@ -398,36 +443,15 @@ class Flight:
     # --- Ends ---------------------------------------------------------------------------------
 
     def _error(self, code: str) -> PrfaasError:
-        detail = f": {self._failure}" if self._failure else ""
-        attempts = len(self._attempts)
-        tried = f" after {attempts} attempts" if attempts > 1 else ""
-        said = _SAID.get(code, "the request failed")
-        return error_for(code, f"{said}{tried}{detail}", retry_after_s=_RETRY_AFTER_S)
+        return final_error(code, attempts=len(self._attempts), detail=self._failure)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
-    def _give_back(self) -> None:
-        self._release_claim()
-        if self._reservation is not None:
-            self._services.recorder.release(self._reservation)
-            self._reservation = None
-
-    def _release_prefill_claim(self) -> None:
-        if self._claim is not None and self._is_prefill_claimed:
-            self._services.tracker.prefill_done(self._claim)
-            self._is_prefill_claimed = False
-
-    def _release_claim(self) -> None:
-        self._release_prefill_claim()
-        if self._claim is not None:
-            self._services.tracker.decode_done(self._claim)
-            self._claim = None
-
     def _finish(self, outcome: str, code: str) -> None:
-        self._release_claim()
+        reservation = self._holdings.finish()
         self._close_stream()
         incoming = self._incoming
         record = DecisionRecord(
@@ -447,8 +471,7 @@ class Flight:
             report=self._report,
             story=self.life.story,
         )
-        self._services.finished(record, self._reservation)
-        self._reservation = None
+        self._services.finished(record, reservation)
 
     # --- Small ones ---------------------------------------------------------------------------
 
@@ -461,36 +484,16 @@ class Flight:
         """One id for each attempt, so that a late message of an old one finds nothing."""
         return f"{self._incoming.request_id}.{len(self._attempts)}"
 
+    def _tokens(self) -> TokenIds:
+        """The prompt, and the output so far behind it."""
+        prompt = self._incoming.tokens
+        if not len(self._output):
+            return prompt
+        output = TokenIds.from_ints(self._output.tokens, prompt.width_bytes)
+        return TokenIds(prompt.data + output.data, prompt.width_bytes)
+
     def _elapsed_s(self) -> float:
         return self._services.clock() - self._incoming.accepted_s
 
     def _remaining_s(self) -> float:
         return max(0.0, self._incoming.deadline_s - self._services.clock())
-
-
-#: What each code that ends a flight means to its client.
-_SAID = {
-    "no_candidate": "no worker can take the request now",
-    "deadline_exceeded": "the request was not finished in its time",
-    "worker_lost": "a worker was lost",
-    "worker_refused": "the workers refused the request",
-    "internal_error": "the router failed; its log has the story of this request id",
-}
-
-
-def _claim_of(
-    attempt: Attempt, placement: Placement, prefill: WorkerView, decode: WorkerView
-) -> Claim:
-    prediction = attempt.decision.prediction
-    assert prediction is not None
-    return Claim(
-        prefill_worker=prefill.worker_id,
-        prefill_incarnation=prefill.incarnation,
-        prefill_tokens=prediction.uncached_tokens,
-        decode_worker=decode.worker_id,
-        decode_incarnation=decode.incarnation,
-        link=link_id(placement.prefill_datacenter, placement.decode_datacenter)
-        if placement.is_offloaded
-        else None,
-        link_bytes=prediction.transfer_bytes if placement.is_offloaded else 0,
-    )

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from controlplane.config import LimitsConfig
 from controlplane.domain.tokens import TokenIds
-from controlplane.errors import PeerError, WorkerLost, WorkerRefused, WorkerTimeout
+from controlplane.errors import PeerError, WorkerLost, WorkerRefused, WorkerTimeout, WorkerUnreached
 from controlplane.wire import (
     PARCEL_CONTENT_TYPE,
     DecodeJob,
@@ -18,6 +18,7 @@ from controlplane.wire import (
     FrameReader,
     KvLocation,
     PrefillJob,
+    WorkerBeat,
     WorkerError,
     pack_parcel,
 )
@@ -25,6 +26,9 @@ from controlplane.wire import (
 _HEADERS: Final = {"Content-Type": PARCEL_CONTENT_TYPE}
 _ANSWER_BYTES_MAX: Final = 1 << 20
 _OK: Final = 200
+
+#: Whether a worker's process is there is known at once, or not worth a longer wait.
+_PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.5, connect=0.5)
 
 
 class HttpDecodeStream:
@@ -112,8 +116,10 @@ class HttpWorkerClient:
                 return KvLocation.model_validate_json(answer)
         except TimeoutError as error:
             raise WorkerTimeout("the prefill worker did not answer in time") from error
+        except aiohttp.ClientConnectorError as error:
+            raise WorkerUnreached("no connection to the prefill worker") from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise WorkerLost("no connection to the prefill worker, or it broke") from error
+            raise WorkerLost("the connection to the prefill worker broke") from error
         except ValidationError as error:
             # It did not refuse, so it may well compute: only a worker that is lost is told to stop.
             raise WorkerLost("the prefill worker answered with a malformed location") from error
@@ -130,6 +136,22 @@ class HttpWorkerClient:
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             # The worker is gone, or its lease will end the segment: nothing more can be done here.
             return
+
+    async def has_died(self, url: str, incarnation: str) -> bool:
+        """Whether a process life is certainly over; see the contract."""
+        try:
+            async with self._session.get(
+                f"{url}/worker/v1/beat", timeout=_PROBE_TIMEOUT, allow_redirects=False
+            ) as response:
+                answer = await _whole(response)
+                if response.status != _OK:
+                    return False
+                return WorkerBeat.model_validate_json(answer).incarnation != incarnation
+        except aiohttp.ClientConnectorError as error:
+            return isinstance(error.os_error, ConnectionRefusedError)
+        except (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError, ValidationError):
+            # Somebody is there, or nobody can tell.
+            return False
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> HttpDecodeStream:
         """Start a decode; see the contract."""
@@ -148,8 +170,10 @@ class HttpWorkerClient:
                     raise _refusal(await _whole(response), "decode")
         except TimeoutError as error:
             raise WorkerTimeout("the decode worker did not answer in time") from error
+        except aiohttp.ClientConnectorError as error:
+            raise WorkerUnreached("no connection to the decode worker") from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise WorkerLost("no connection to the decode worker, or it broke") from error
+            raise WorkerLost("the connection to the decode worker broke") from error
         stream = HttpDecodeStream(response)
         self._streams.add(stream)
         return stream

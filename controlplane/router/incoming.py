@@ -31,3 +31,9 @@ class Incoming:
     at: float
     #: Monotonic time when it must be over.
     deadline_s: float
+    #: SHA-256 of tenant and `Idempotency-Key`, hexadecimal; None when the client sent none.
+    idempotency_key: str | None = None
+    #: SHA-256 of what is asked: endpoint, model, tokens, sampling. Equal for equal questions.
+    digest: str = ""
+    #: Who asks, for fair admission: a digest, never a token or a name.
+    tenant: str = "anonymous"

@@ -138,10 +138,13 @@ class MemoryWorkerClient:
         self.held: set[tuple[str, str]] = set()
         #: Streams that neither side has closed.
         self.open_streams: set[MemoryDecodeStream] = set()
+        #: Process lives that are over, by URL and incarnation.
+        self.dead: set[tuple[str, str]] = set()
         self._is_closed = False
         self._prefills: defaultdict[str, deque[tuple[Step | KvLocation, ...]]] = defaultdict(deque)
         self._decodes: defaultdict[str, deque[_Decode]] = defaultdict(deque)
         self._aborts: defaultdict[str, deque[tuple[Gate, ...]]] = defaultdict(deque)
+        self._probes: defaultdict[str, deque[tuple[Gate, ...]]] = defaultdict(deque)
 
     def __repr__(self) -> str:
         return (
@@ -162,6 +165,10 @@ class MemoryWorkerClient:
     def on_abort(self, url: str, *gates: Gate) -> None:
         """Script the next abort at a worker."""
         self._aborts[url].append(gates)
+
+    def on_probe(self, url: str, *gates: Gate) -> None:
+        """Script the next question whether a worker has died."""
+        self._probes[url].append(gates)
 
     def of_kind(self, kind: Literal["prefill", "abort", "decode"]) -> list[Call]:
         """Calls of one kind, in order."""
@@ -193,6 +200,12 @@ class MemoryWorkerClient:
         for gate in self._aborts[url].popleft() if self._aborts[url] else ():
             await gate.wait()
         self.held.discard((url, request_id))
+
+    async def has_died(self, url: str, incarnation: str) -> bool:
+        """Whether a process life is over; see the contract."""
+        for gate in self._probes[url].popleft() if self._probes[url] else ():
+            await gate.wait()
+        return (url, incarnation) in self.dead
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> MemoryDecodeStream:
         """Start a decode; see the contract."""

@@ -42,9 +42,14 @@ class Timeline:
 
     parsed_s: float
     decided_s: float | None = None
+    #: When the store had answered to the claim, or was not waited for any longer.
     reserved_s: float | None = None
     prefill_accepted_s: float | None = None
+    #: When it no longer had to wait for another request that computed its prefix.
+    turn_came_s: float | None = None
     first_token_s: float | None = None
+    #: When the output went on after its last migration.
+    resumed_s: float | None = None
     finished_s: float = 0.0
 
 
@@ -107,7 +112,12 @@ def replay(attempt: Attempt, *, policy: str | None = None) -> Decision:
 
     Raises:
         policies.registry.PolicyError: The policy is not installed or refuses its parameters.
+        ValueError: The record keeps only a part of the workers that were known; see
+            `ClusterView.workers_omitted`.
     """
+    omitted = attempt.view.workers_omitted
+    if omitted:
+        raise ValueError(f"{omitted} workers were left out of this record: it cannot be replayed")
     chosen = (
         load_policy(attempt.policy, attempt.parameters)
         if policy is None

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from controlplane.config import LimitsConfig
+from controlplane.domain.cluster import recorded
 from controlplane.domain.decision import RequestFeatures
+from controlplane.domain.health import Outcome
+from controlplane.domain.prefix import BlockHash, PrefixHit
+from controlplane.errors import StoreError
 from controlplane.observe.logs import get_logger
 from controlplane.observe.metrics import RouterMetrics
+from controlplane.router.coalescing import Coalescing
+from controlplane.router.keys import KeyKeeper
+from controlplane.router.quarantine import Quarantine
 from controlplane.router.recorder import Recorder
 from controlplane.router.records import Attempt, DecisionRecord
+from controlplane.router.retry_budget import RetryBudget
 from controlplane.router.view import ViewTracker
 from controlplane.router.workers import WorkerClient
-from controlplane.store.api import StateStore
+from controlplane.store.api import Blamed, StateStore
 from controlplane.wire import Reservation
 from policies.api import Policy
 
 _log = get_logger()
 
-#: Aborts under way at the same time; more are left to the workers' leases.
-_ABORTS_MAX = 1024
+#: Errands under way at the same time; more aborts are left to the workers' leases.
+_ERRANDS_MAX = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +50,11 @@ class Services:
     clock: Callable[[], float]
     #: Draws the seed of each decision.
     seeds: Random
-    _aborts: set[asyncio.Task[None]] = field(default_factory=set)
+    retry_budget: RetryBudget
+    coalescing: Coalescing
+    quarantine: Quarantine
+    keys: KeyKeeper
+    _errands: set[asyncio.Task[None]] = field(default_factory=set)
 
     def decide(self, features: RequestFeatures) -> Attempt:
         """Ask the policy, and keep what it was asked."""
@@ -51,6 +63,8 @@ class Services:
         seed = self.seeds.getrandbits(32)
         decision = self.policy.decide(features, view, Random(seed))
         self.metrics.decision_seconds.observe(self.clock() - began_s)
+        view_age_s = self.tracker.age_s()
+        self.metrics.decision_view_age_seconds.observe(view_age_s)
         is_offloaded = decision.placement is not None and decision.placement.is_offloaded
         self.metrics.decisions(
             self.policy.name, decision.reason, "yes" if is_offloaded else "no"
@@ -60,15 +74,50 @@ class Services:
             parameters=self.policy_parameters,
             seed=seed,
             features=features,
-            view=view,
-            view_age_s=self.tracker.age_s(),
+            view=recorded(view, [one.worker_id for one in decision.candidates]),
+            view_age_s=view_age_s,
             decision=decision,
         )
 
-    def suspect(self, worker_id: str) -> None:
-        """A worker failed a request."""
-        self.tracker.suspect(worker_id)
-        _log.warning("worker.suspected", worker=worker_id)
+    def hits(self, hashes: tuple[BlockHash, ...], *, block_tokens: int) -> Mapping[str, PrefixHit]:
+        """Who holds what of a prompt: what workers have said, and what this router knows."""
+        hits = self.tracker.match(hashes, block_tokens=block_tokens)
+        for worker_id, hint in self.coalescing.hints(hashes, block_tokens=block_tokens).items():
+            hit = hits.get(worker_id)
+            if hit is None or hit.resumable_tokens < hint.resumable_tokens:
+                hits = {**hits, worker_id: hint}
+        return hits
+
+    def outcome(self, worker_id: str, incarnation: str, kind: Outcome) -> None:
+        """What a worker did with an attempt."""
+        self.tracker.outcome(worker_id, incarnation, kind)
+
+    def blame(self, digest: str, worker_id: str, incarnation: str) -> None:
+        """A request ended a worker: count it here, and tell the other routers behind the request."""
+        self.quarantine.blame(digest, incarnation)
+        _log.warning("request.blamed", worker=worker_id, incarnation=incarnation)
+        self._behind(self._tell_of_blame(Blamed(digest, worker_id, incarnation)))
+
+    async def _tell_of_blame(self, blamed: Blamed) -> None:
+        try:
+            await self.store.blame(blamed)
+        except StoreError:
+            # The others will find out themselves.
+            self.metrics.store_errors_total.labels("blame").inc()
+
+    def migrated(
+        self, request_id: str, cause: str, attempt: int, *, worker: str, tokens: int
+    ) -> None:
+        """A stream goes on at another decode worker."""
+        self.metrics.migrations_total.labels(cause).inc()
+        _log.warning(
+            "request.migrated",
+            request_id=request_id,
+            cause=cause,
+            attempt=attempt,
+            from_worker=worker,
+            tokens_kept=tokens,
+        )
 
     def redispatched(self, request_id: str, cause: str, attempt: int) -> None:
         """A request goes on elsewhere."""
@@ -77,16 +126,21 @@ class Services:
 
     def abort_prefill(self, url: str, job_id: str) -> None:
         """Tell a prefill worker to stop, without waiting for it."""
-        if len(self._aborts) >= _ABORTS_MAX:
-            return
-        task = asyncio.get_running_loop().create_task(self.workers.abort_prefill(url, job_id))
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
+        self._behind(self.workers.abort_prefill(url, job_id))
 
     async def settle(self) -> None:
-        """Wait for aborts under way; each is bounded by its own timeout."""
-        if self._aborts:
-            await asyncio.wait(tuple(self._aborts))
+        """Wait for what goes on behind requests; each is bounded by its own timeout."""
+        if self._errands:
+            await asyncio.wait(tuple(self._errands))
+
+    def _behind(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Run something that no request waits for."""
+        if len(self._errands) >= _ERRANDS_MAX:
+            errand.close()
+            return
+        task = asyncio.get_running_loop().create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def finished(self, record: DecisionRecord, reservation: Reservation | None) -> None:
         """A request is over: one record, one log line, its metrics."""

@@ -2,7 +2,8 @@
 How the router speaks with workers: one contract, one HTTP client (`http_workers.py`), one twin.
 
 Failures are the error classes of `controlplane.errors`, each with one meaning: `WorkerRefused`
-the worker said no, `WorkerLost` and `WorkerTimeout` nobody can tell whether it heard us.
+the worker said no, `WorkerUnreached` it heard nothing, `WorkerLost` and `WorkerTimeout` nobody can
+tell whether it heard us.
 """
 
 from __future__ import annotations
@@ -38,12 +39,21 @@ class WorkerClient(Protocol):
 
         Raises:
             WorkerRefused: Full, draining, another incarnation or fingerprint.
-            WorkerLost: No connection, or it broke.
+            WorkerUnreached: No connection.
+            WorkerLost: It broke.
             WorkerTimeout: No answer within `prefill_accept_timeout_s`.
         """
 
     async def abort_prefill(self, url: str, request_id: str) -> None:
         """Stop a prefill and free its segment. Best effort: a lease ends what this misses."""
+
+    async def has_died(self, url: str, incarnation: str) -> bool:
+        """
+        Whether a worker's process life is certainly over.
+
+        True when nobody listens where it was, or another life does. False when it lives, and when
+        nobody can tell: an address that does not answer may be behind a link that is cut.
+        """
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> DecodeStream:
         """
@@ -51,7 +61,8 @@ class WorkerClient(Protocol):
 
         Raises:
             WorkerRefused: Full, draining, or another incarnation.
-            WorkerLost: No connection, or it broke.
+            WorkerUnreached: No connection.
+            WorkerLost: It broke.
             WorkerTimeout: No answer within `decode_idle_timeout_s`.
         """
 

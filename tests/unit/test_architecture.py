@@ -19,10 +19,12 @@ LINES_MAX = 500
 
 #: Where a bug may be caught: the outermost edges, each of which logs it with its story.
 EDGES = {
-    "controlplane/edge/server.py",
+    "controlplane/edge/answers.py",
     "controlplane/router/dispatcher.py",
     "workers/server.py",
 }
+#: Where anything is caught to be handed to whoever waits for it.
+HANDED_ON = {"workers/engines/reference/compute.py": "future.set_exception(error)"}
 #: Where anything is caught to clean up, and raised again.
 CLEAN_UPS = {"controlplane/cli/supervisor.py", "controlplane/store/redis_store.py"}
 
@@ -183,6 +185,8 @@ def test_bugs_are_caught_at_the_edges_alone() -> None:
             where = f"{module.path}:{node.lineno}"
             if module.path in EDGES:
                 assert caught == "Exception", f"{where} swallows a cancellation"
+            elif module.path in HANDED_ON:
+                assert ast.unparse(node.body[-1]) == HANDED_ON[module.path], f"{where} keeps it"
             else:
                 assert module.path in CLEAN_UPS, f"{where} catches everything"
                 assert isinstance(node.body[-1], ast.Raise), f"{where} does not raise again"

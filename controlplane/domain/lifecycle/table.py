@@ -7,238 +7,96 @@ cancellation is a unit test over a list of events, without a socket or a clock.
     admitted --Placed--> queued --Reserved--> prefilling --PrefillAccepted--> transferring
         ^                   |                     |                               |
         |                   v                     v                               v FirstToken
-        +----- another attempt, with the failed worker left out <-----+       decoding
-                                                                                  |
-    rejected  no worker can take it          cancelled  the client left           v StreamEnded
-    failed    attempts or time used up, or a stream broke after its first token   done
+        +-- RetryGranted -- another attempt, without the failed worker <--+   decoding
+        |                                                                 |       |
+        +-- RetryGranted -- migrating: the output goes on elsewhere <-----+-------+
+                                                                                  v StreamEnded
+    rejected  no worker can take it          cancelled  the client left          done
+    failed    attempts or time used up, or a stream broke that nobody can go on with
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TypeAlias
 
-
-class State(Enum):
-    """Where a request is."""
-
-    ADMITTED = "admitted"
-    QUEUED = "queued"
-    PREFILLING = "prefilling"
-    TRANSFERRING = "transferring"
-    DECODING = "decoding"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    REJECTED = "rejected"
-
-    @property
-    def is_terminal(self) -> bool:
-        """Nothing comes after it."""
-        return self in _TERMINAL
-
-
-_TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.REJECTED})
-
-
-# --- Events: what has happened ----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """The policy proposed a placement."""
-
-    prefill_worker: str
-    decode_worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class NoPlacement:
-    """The policy found no worker that can take the request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """The store granted the claim, or is away and nobody can tell (then workers refuse)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReservationRefused:
-    """The store knows better than the view that was decided on: `worker_id` is full or gone."""
-
-    worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillAccepted:
-    """The prefill worker answered with a KV location; the segment is filling."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillRefused:
-    """The prefill worker said no: full, draining, or another incarnation."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillWorkerLost:
-    """No connection to the prefill worker, or no answer in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class KvUnavailable:
-    """The decode worker could not get the KV; `code` is one of the transfer errors."""
-
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeRefused:
-    """The decode worker said no: full, draining, or another incarnation."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeWorkerLost:
-    """The connection to the decode worker broke, or it fell silent."""
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    """The first output bytes are there; from here on the client sees the stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEnded:
-    """The decode worker's report arrived: the answer is complete."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClientGone:
-    """The client left, or stopped reading."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
-    """The request's time is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterFault:
-    """A bug in the router itself: the request must still end, once, and give everything back."""
-
-
-Event: TypeAlias = (
-    Placed
-    | NoPlacement
-    | Reserved
-    | ReservationRefused
-    | PrefillAccepted
-    | PrefillRefused
-    | PrefillWorkerLost
-    | KvUnavailable
-    | DecodeRefused
-    | DecodeWorkerLost
-    | FirstToken
-    | StreamEnded
-    | ClientGone
-    | DeadlinePassed
-    | RouterFault
+from controlplane.domain.health import Outcome
+from controlplane.domain.lifecycle.events import (
+    ClientGone,
+    DeadlinePassed,
+    DecodeLeft,
+    DecodeRefused,
+    DecodeTimedOut,
+    DecodeWorkerLost,
+    Event,
+    FirstToken,
+    KvChunkCorrupt,
+    LeaseExpired,
+    LinkDown,
+    LinkStalled,
+    NoPlacement,
+    Placed,
+    PrefillAccepted,
+    PrefillRefused,
+    PrefillTimedOut,
+    PrefillWorkerLost,
+    ReservationRefused,
+    Reserved,
+    RetryDenied,
+    RetryGranted,
+    RouterFault,
+    RouterLeft,
+    SegmentFailed,
+    StreamEnded,
+    TurnCame,
 )
-
-
-# --- Instructions: what to do next ------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Decide:
-    """Ask the policy, without the workers that have failed this request."""
-
-    excluded: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Claim capacity for the placement."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartPrefill:
-    """Send the prefill job."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartDecode:
-    """Send the decode job with the KV location and wait for the first token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Relay:
-    """Copy the stream to the client until it ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class AbortDecode:
-    """Close the decode worker's stream: it stops and frees its KV."""
-
-
-@dataclass(frozen=True, slots=True)
-class AbortPrefill:
-    """Tell the prefill worker to stop and free the segment."""
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """Release the reservation of an attempt that is over; the last one goes with `Finish`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """Give a worker no new work for a while: it may be gone."""
-
-    worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Tell the client: a status before the first token, an error event after it."""
-
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Release what is held and complete the decision record. Exactly once, and last."""
-
-    state: State
-    code: str
-
-
-Instruction: TypeAlias = (
-    Decide
-    | Reserve
-    | StartPrefill
-    | StartDecode
-    | Relay
-    | AbortDecode
-    | AbortPrefill
-    | GiveBack
-    | Suspect
-    | Fail
-    | Finish
+from controlplane.domain.lifecycle.instructions import (
+    AbortDecode,
+    AbortPrefill,
+    AskRetry,
+    AwaitTurn,
+    Blame,
+    Decide,
+    Fail,
+    Finish,
+    ForgetOutput,
+    GiveBack,
+    Instruction,
+    Judge,
+    Relay,
+    Reserve,
+    StartDecode,
+    StartPrefill,
 )
+from controlplane.domain.lifecycle.state import State
 
 
-# --- The table --------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a request may ask of the system; constant for its life."""
+
+    #: Attempts after the first, >= 0; as many again after each migration.
+    attempts_max: int
+    #: How often its output may go on at another decode worker, >= 0.
+    migrations_max: int = 0
+    #: Its output is a function of its tokens so far, so another worker can go on with it.
+    can_resume: bool = False
+    #: The client sees output as it is made; a whole answer is seen at its end.
+    is_stream: bool = True
+    #: Its prefix is long enough to wait for another request that computes it.
+    can_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
     """One request's state and what it holds; a value, replaced by each event."""
 
+    terms: Terms
     state: State = State.ADMITTED
     #: Further attempts that are left after this one.
     attempts_left: int
+    migrations_left: int
     #: Workers that have failed this request.
     excluded: tuple[str, ...] = ()
     prefill_worker: str = ""
@@ -250,6 +108,10 @@ class Life:
     has_stream: bool = False
     #: Capacity is claimed.
     has_reservation: bool = False
+    #: The tokens of the running attempt's output are known.
+    has_tokens: bool = False
+    #: There is output that a further attempt goes on with.
+    has_output: bool = False
     #: Names of the events so far; what an operator reads first.
     story: tuple[str, ...] = ()
 
@@ -258,22 +120,20 @@ class IllegalEvent(AssertionError):
     """An event that cannot happen in this state: a bug, told with the request's story."""
 
 
-def begin(attempts_max: int) -> tuple[Life, tuple[Instruction, ...]]:
+_Step: TypeAlias = tuple[Life, tuple[Instruction, ...]]
+
+
+def begin(terms: Terms) -> _Step:
     """
     A request that has just been admitted.
 
-    Args:
-        attempts_max: Attempts after the first, >= 0.
-
     Raises:
-        ValueError: `attempts_max` is negative; counting down from there would never end.
+        ValueError: A count is negative; counting down from there would never end.
     """
-    if attempts_max < 0:
-        raise ValueError(f"attempts_max must be at least 0, not {attempts_max}")
-    return Life(attempts_left=attempts_max), (Decide(()),)
-
-
-_Step: TypeAlias = tuple[Life, tuple[Instruction, ...]]
+    if terms.attempts_max < 0 or terms.migrations_max < 0:
+        raise ValueError(f"attempts and migrations must be at least 0, not {terms}")
+    life = Life(terms=terms, attempts_left=terms.attempts_max, migrations_left=terms.migrations_max)
+    return life, (AwaitTurn() if terms.can_wait else Decide(()),)
 
 
 def advance(life: Life, event: Event) -> _Step:
@@ -299,8 +159,16 @@ def advance(life: Life, event: Event) -> _Step:
 _ENDS: dict[type, tuple[State, str]] = {
     ClientGone: (State.CANCELLED, "client_gone"),
     DeadlinePassed: (State.FAILED, "deadline_exceeded"),
+    RouterLeft: (State.FAILED, "draining"),
     RouterFault: (State.FAILED, "internal_error"),
 }
+
+
+# --- An attempt that goes well ----------------------------------------------------------------
+
+
+def _turn_came(life: Life, _: Event) -> _Step:
+    return life, (Decide(life.excluded),)
 
 
 def _placed(life: Life, event: Event) -> _Step:
@@ -314,56 +182,20 @@ def _placed(life: Life, event: Event) -> _Step:
     return life, (Reserve(),)
 
 
-def _no_placement(life: Life, _: Event) -> _Step:
-    # A first attempt that finds nobody is refused; a later one is a request that we lost.
-    if life.excluded:
-        return _end(life, State.FAILED, "no_candidate")
-    return _end(life, State.REJECTED, "no_candidate")
-
-
 def _reserved(life: Life, _: Event) -> _Step:
     life = replace(life, state=State.PREFILLING, has_reservation=True, has_segment=True)
     return life, (StartPrefill(),)
-
-
-def _reservation_refused(life: Life, event: Event) -> _Step:
-    assert isinstance(event, ReservationRefused)
-    return _again(life, (event.worker_id,), "no_candidate")
 
 
 def _prefill_accepted(life: Life, _: Event) -> _Step:
     return replace(life, state=State.TRANSFERRING, has_stream=True), (StartDecode(),)
 
 
-def _prefill_refused(life: Life, _: Event) -> _Step:
-    life = replace(life, has_segment=False)
-    return _again(life, (life.prefill_worker,), "worker_refused")
-
-
-def _prefill_lost(life: Life, _: Event) -> _Step:
-    return _again(life, (life.prefill_worker,), "worker_lost", suspect=life.prefill_worker)
-
-
-#: Transfer errors that speak against the owner of the KV, not against this transfer alone.
-_OWNER_LOST = frozenset({"link_down", "link_stalled"})
-
-
-def _kv_unavailable(life: Life, event: Event) -> _Step:
-    assert isinstance(event, KvUnavailable)
-    suspect = life.prefill_worker if event.code in _OWNER_LOST else None
-    return _again(life, (life.prefill_worker,), event.code, suspect=suspect)
-
-
-def _decode_refused(life: Life, _: Event) -> _Step:
-    return _again(life, (life.decode_worker,), "worker_refused")
-
-
-def _decode_lost(life: Life, _: Event) -> _Step:
-    return _again(life, (life.decode_worker,), "worker_lost", suspect=life.decode_worker)
-
-
-def _first_token(life: Life, _: Event) -> _Step:
-    return replace(life, state=State.DECODING), (Relay(),)
+def _first_token(life: Life, event: Event) -> _Step:
+    assert isinstance(event, FirstToken)
+    verdicts = (Judge(life.prefill_worker, "ok"), Judge(life.decode_worker, "ok"))
+    life = replace(life, state=State.DECODING, has_tokens=event.has_tokens)
+    return life, (*verdicts, Relay())
 
 
 def _stream_ended(life: Life, _: Event) -> _Step:
@@ -372,27 +204,136 @@ def _stream_ended(life: Life, _: Event) -> _Step:
     return life, (Finish(State.DONE, "ok"),)
 
 
-def _broken_stream(life: Life, _: Event) -> _Step:
-    # The client has seen tokens, so a second attempt could contradict them.
-    step, instructions = _end(life, State.FAILED, "worker_lost")
-    return step, (Suspect(life.decode_worker), *instructions)
+# --- An attempt that fails --------------------------------------------------------------------
 
 
-_TABLE: dict[tuple[State, type], Callable[[Life, Event], _Step]] = {
+def _no_placement(life: Life, _: Event) -> _Step:
+    if not life.prefill_worker:
+        # A first attempt that finds nobody is refused; a later one is a request that we lost.
+        return _end(life, State.REJECTED, "no_candidate")
+    # Whoever is left has failed this request; after a pause they may be tried once more.
+    return _again(replace(life, excluded=()), (), "no_candidate", after_pause=True)
+
+
+def _reservation_refused(life: Life, event: Event) -> _Step:
+    assert isinstance(event, ReservationRefused)
+    return _again(life, (event.worker_id,), "no_candidate")
+
+
+def _prefill_refused(life: Life, _: Event) -> _Step:
+    verdict = Judge(life.prefill_worker, "refused")
+    life = replace(life, has_segment=False)
+    return _again(life, (life.prefill_worker,), "worker_refused", verdict)
+
+
+def _prefill_fails(
+    code: str, kind: Outcome | None = None, *, may_have_died: bool = False
+) -> Callable[[Life, Event], _Step]:
+    """A step that leaves the prefill worker out and says what speaks against it."""
+
+    def step(life: Life, _: Event) -> _Step:
+        worker = life.prefill_worker
+        return _again(life, (worker,), code, *_verdicts(worker, kind, may_have_died=may_have_died))
+
+    return step
+
+
+def _decode_fails(
+    code: str, kind: Outcome | None = None, *, may_have_died: bool = False
+) -> Callable[[Life, Event], _Step]:
+    """A step that leaves the decode worker out; output that is there goes on elsewhere."""
+
+    def step(life: Life, _: Event) -> _Step:
+        worker = life.decode_worker
+        verdicts = _verdicts(worker, kind, may_have_died=may_have_died)
+        if life.state is not State.DECODING:
+            return _again(life, (worker,), code, *verdicts)
+        if life.terms.can_resume and life.has_tokens:
+            return _migrate(life, code, *verdicts)
+        if not life.terms.is_stream:
+            return _again(
+                replace(life, has_output=False), (worker,), code, *verdicts, ForgetOutput()
+            )
+        # The client has seen tokens, and a second attempt could contradict them.
+        ended, instructions = _end(life, State.FAILED, code)
+        return ended, (*verdicts, *instructions)
+
+    return step
+
+
+def _migrate(life: Life, code: str, *verdicts: Instruction) -> _Step:
+    """Go on with the output at another decode worker, with fresh attempts."""
+    if life.migrations_left == 0:
+        ended, instructions = _end(life, State.FAILED, code)
+        return ended, (*verdicts, *instructions)
+    life = replace(
+        life,
+        has_output=True,
+        migrations_left=life.migrations_left - 1,
+        # One more, because the next line counts this failure as one.
+        attempts_left=life.terms.attempts_max + 1,
+    )
+    return _again(life, (life.decode_worker,), code, *verdicts)
+
+
+def _verdicts(
+    worker_id: str, kind: Outcome | None, *, may_have_died: bool
+) -> tuple[Instruction, ...]:
+    verdict = () if kind is None else (Judge(worker_id, kind),)
+    return (*verdict, Blame(worker_id)) if may_have_died else verdict
+
+
+def _retry_granted(life: Life, _: Event) -> _Step:
+    return life, (Decide(life.excluded),)
+
+
+def _retry_denied(life: Life, event: Event) -> _Step:
+    assert isinstance(event, RetryDenied)
+    return _end(life, State.FAILED, event.code)
+
+
+_Handler: TypeAlias = Callable[[Life, Event], _Step]
+
+_DECODE_LOST = _decode_fails("worker_lost", "lost", may_have_died=True)
+_DECODE_TIMED_OUT = _decode_fails("worker_timeout", "timeout")
+_DECODE_LEFT = _decode_fails("worker_lost")
+
+_TABLE: dict[tuple[State, type], _Handler] = {
+    (State.ADMITTED, TurnCame): _turn_came,
     (State.ADMITTED, Placed): _placed,
     (State.ADMITTED, NoPlacement): _no_placement,
+    (State.ADMITTED, RetryGranted): _retry_granted,
+    (State.ADMITTED, RetryDenied): _retry_denied,
+    (State.MIGRATING, Placed): _placed,
+    (State.MIGRATING, NoPlacement): _no_placement,
+    (State.MIGRATING, RetryGranted): _retry_granted,
+    (State.MIGRATING, RetryDenied): _retry_denied,
     (State.QUEUED, Reserved): _reserved,
     (State.QUEUED, ReservationRefused): _reservation_refused,
     (State.PREFILLING, PrefillAccepted): _prefill_accepted,
     (State.PREFILLING, PrefillRefused): _prefill_refused,
-    (State.PREFILLING, PrefillWorkerLost): _prefill_lost,
+    (State.PREFILLING, PrefillWorkerLost): _prefill_fails(
+        "worker_lost", "lost", may_have_died=True
+    ),
+    (State.PREFILLING, PrefillTimedOut): _prefill_fails("worker_timeout", "timeout"),
     (State.TRANSFERRING, FirstToken): _first_token,
-    (State.TRANSFERRING, KvUnavailable): _kv_unavailable,
-    (State.TRANSFERRING, DecodeRefused): _decode_refused,
-    (State.TRANSFERRING, DecodeWorkerLost): _decode_lost,
+    (State.TRANSFERRING, LinkDown): _prefill_fails("link_down", "lost", may_have_died=True),
+    (State.TRANSFERRING, LinkStalled): _prefill_fails("link_stalled", "stalled"),
+    (State.TRANSFERRING, KvChunkCorrupt): _prefill_fails("chunk_corrupt", "corrupt"),
+    (State.TRANSFERRING, LeaseExpired): _prefill_fails("segment_stale"),
+    (State.TRANSFERRING, SegmentFailed): _prefill_fails("segment_failed"),
+    (State.TRANSFERRING, DecodeRefused): _decode_fails("worker_refused", "refused"),
+    (State.TRANSFERRING, DecodeWorkerLost): _DECODE_LOST,
+    (State.TRANSFERRING, DecodeTimedOut): _DECODE_TIMED_OUT,
+    (State.TRANSFERRING, DecodeLeft): _DECODE_LEFT,
     (State.DECODING, StreamEnded): _stream_ended,
-    (State.DECODING, DecodeWorkerLost): _broken_stream,
+    (State.DECODING, DecodeWorkerLost): _DECODE_LOST,
+    (State.DECODING, DecodeTimedOut): _DECODE_TIMED_OUT,
+    (State.DECODING, DecodeLeft): _DECODE_LEFT,
 }
+
+
+# --- Ends and new beginnings ------------------------------------------------------------------
 
 
 def _release(life: Life) -> tuple[tuple[Instruction, ...], Life]:
@@ -405,22 +346,28 @@ def _release(life: Life) -> tuple[tuple[Instruction, ...], Life]:
     return tuple(instructions), replace(life, has_segment=False, has_stream=False)
 
 
-def _again(life: Life, failed: tuple[str, ...], code: str, *, suspect: str | None = None) -> _Step:
+def _again(
+    life: Life,
+    failed: tuple[str, ...],
+    code: str,
+    *verdicts: Instruction,
+    after_pause: bool = False,
+) -> _Step:
     """Another attempt without the failed workers, or the end when none is left."""
-    suspicion: tuple[Instruction, ...] = () if suspect is None else (Suspect(suspect),)
     if life.attempts_left == 0:
         ended, instructions = _end(life, State.FAILED, code)
-        return ended, (*suspicion, *instructions)
+        return ended, (*verdicts, *instructions)
     aborts, life = _release(life)
     give_back: tuple[Instruction, ...] = (GiveBack(),) if life.has_reservation else ()
     life = replace(
         life,
-        state=State.ADMITTED,
+        state=State.MIGRATING if life.has_output else State.ADMITTED,
         attempts_left=life.attempts_left - 1,
         excluded=(*life.excluded, *failed),
         has_reservation=False,
     )
-    return life, (*suspicion, *aborts, *give_back, Decide(life.excluded))
+    # Aborts first: they free what the failed attempt holds, verdicts may wait for an answer.
+    return life, (*aborts, *give_back, *verdicts, AskRetry(code, after_pause=after_pause))
 
 
 def _end(life: Life, state: State, code: str) -> _Step:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
 import pytest
 from router_builders import DECODE_1, EAST_1, ScriptedStore, a_busy_beat, a_few_turns, a_link_config
+from store_builders import eventually
 
 from controlplane.app import run_router
-from controlplane.config import DatacenterConfig, FleetConfig, ModelConfig, RouterConfig
+from controlplane.config import (
+    DatacenterConfig,
+    FleetConfig,
+    LimitsConfig,
+    ModelConfig,
+    RouterConfig,
+)
 from controlplane.errors import ConfigError
-from controlplane.store.api import StateStore
+from controlplane.store.api import Blamed, StateStore
 
 TTL_S = 600.0
 
@@ -46,6 +53,15 @@ async def ready(session: aiohttp.ClientSession, url: str) -> tuple[int, dict[str
     """Status and details."""
     async with session.get(f"{url}/ready") as answer:
         return answer.status, await answer.json()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Return as soon as it is so; a background task of the router makes it."""
+
+    async def ask() -> bool:
+        return is_so()
+
+    await eventually(ask, bool)
 
 
 async def register(store: StateStore, *worker_ids: str, **overrides: Any) -> None:
@@ -82,10 +98,11 @@ async def test_a_router_without_its_store_says_so_and_stays_ready(
         with_store = await ready(session, router.url)
         store.is_away = True
         router.tracker.store_lost()
+        router.tracker._heard_s -= 1.5
         without = await ready(session, router.url)
 
     assert (with_store[1]["store"], with_store[1]["mode"]) == ("ok", "normal")
-    assert (without[0], without[1]["store"], without[1]["mode"]) == (200, "away", "last_view")
+    assert (without[0], without[1]["store"], without[1]["mode"]) == (200, "away", "store_down")
 
 
 async def test_a_router_that_drains_is_not_ready(
@@ -142,6 +159,34 @@ async def test_what_waits_at_the_end_is_written(store: ScriptedStore) -> None:
         store.is_away = False
 
     assert len(await store.decisions(count=10)) == 3
+
+
+async def test_a_request_that_ended_workers_of_other_routers_is_refused_here(
+    store: ScriptedStore,
+) -> None:
+    """They tell of it through the store."""
+    async with run_router(a_fleet(), store) as router:
+        quarantine = router.dispatcher.services.quarantine
+        await store.blame(Blamed("poison", EAST_1, "i1"))
+        await until(lambda: "1 deaths" in repr(quarantine))
+        after_one = quarantine.refuses("poison")
+        await store.blame(Blamed("poison", DECODE_1, "i2"))
+        await until(lambda: quarantine.refuses("poison"))
+
+    assert not after_one
+
+
+async def test_keys_are_renewed_while_their_requests_run(store: ScriptedStore) -> None:
+    """By a task of the router, as long as it runs."""
+    fleet = a_fleet().model_copy(update={"limits": LimitsConfig(key_ttl_s=0.15)})
+    async with (
+        run_router(fleet, store) as router,
+        router.dispatcher.services.keys.claimed("k", "d"),
+    ):
+        await until(lambda: store.calls.count("claim_key") >= 3)
+        elsewhere = await store.claim_key("k", owner="other", digest="d", ttl_s=1.0)
+
+    assert elsewhere == "in_use"
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,16 @@ def test_a_first_attempt_that_failed_is_told_with_its_worker() -> None:
     [
         ("ReservationRefused", "the reservation at west/d1 was refused"),
         ("PrefillRefused", "west/d1 refused the prefill"),
-        ("KvUnavailable", "the KV of west/d1 could not be fetched"),
+        ("PrefillTimedOut", "west/d1 did not accept the prefill in time"),
+        ("LinkDown", "the connection to the KV of west/d1 broke"),
+        ("LinkStalled", "the KV of west/d1 came to a halt"),
+        ("KvChunkCorrupt", "the KV of west/d1 arrived corrupt"),
+        ("LeaseExpired", "west/d1 no longer had the KV"),
+        ("SegmentFailed", "the prefill at west/d1 failed"),
         ("DecodeRefused", "west/d1 refused to decode"),
         ("DecodeWorkerLost", "west/d1 was lost while it decoded"),
+        ("DecodeTimedOut", "west/d1 fell silent while it decoded"),
+        ("DecodeLeft", "west/d1 left and handed its output over"),
         ("SomethingNew", "west/d1 ended it with SomethingNew"),
     ],
 )
@@ -72,6 +79,18 @@ def test_the_worker_that_failed_is_the_one_left_out_next_time(ended_by: str, sai
     record = a_record(an_attempt(view, ended_by=ended_by), an_attempt(view, excluded=("west/d1",)))
 
     assert f"It needed 2 attempts: {said}." in sentence(record)
+
+
+def test_a_migration_says_how_much_of_the_output_was_there() -> None:
+    record = a_record(
+        an_attempt(ended_by="DecodeWorkerLost"),
+        an_attempt(excluded=("west/d1",), resumed_tokens=1234),
+    )
+
+    assert (
+        "It needed 2 attempts: west/d1 was lost while it decoded, and 1,234 tokens of output were "
+        "taken along."
+    ) in sentence(record)
 
 
 def test_a_failed_worker_is_known_without_the_next_attempts_list() -> None:

@@ -52,7 +52,7 @@ def test_what_was_before_the_last_decision_is_told_as_earlier_attempts() -> None
 
 def test_moments_of_an_attempt_that_was_given_up_are_left_out() -> None:
     record = a_failed_record(
-        an_attempt(ended_by="KvUnavailable"),
+        an_attempt(ended_by="LinkDown"),
         an_attempt(excluded=("east/p1",), ended_by="ReservationRefused"),
         timeline=a_timeline(decided_s=0.3, first_token_s=None),
     )
@@ -62,6 +62,39 @@ def test_moments_of_an_attempt_that_was_given_up_are_left_out() -> None:
         "earlier attempts": (0.002, 0.3),
         "until the end": (0.3, 0.7),
     }
+
+
+def test_a_stream_that_migrated_goes_on_after_its_last_transfer() -> None:
+    record = a_record(
+        an_attempt(ended_by="DecodeWorkerLost"),
+        an_attempt(excluded=("west/d1",), resumed_tokens=20),
+        timeline=a_timeline(
+            decided_s=0.3,
+            reserved_s=0.31,
+            prefill_accepted_s=0.32,
+            first_token_s=0.2,
+            resumed_s=0.6,
+        ),
+    )
+
+    assert spans(record) == {
+        "parse": (0.0, 0.002),
+        "earlier attempts": (0.002, 0.3),
+        "reserve": (0.3, 0.31),
+        "hand over": (0.31, 0.32),
+        "prefill queue": (0.32, 0.34),
+        "prefill": (0.34, 0.44),
+        "transfer": (0.37, 0.52),
+        "output goes on": (0.52, 0.6),
+        "stream": (0.6, 0.7),
+    }
+
+
+def test_a_request_that_waited_for_its_prefix_says_so() -> None:
+    record = a_record(timeline=a_timeline(turn_came_s=0.0025))
+
+    assert spans(record)["wait for prefix"] == (0.002, 0.0025)
+    assert spans(record)["decide"] == (0.0025, 0.003)
 
 
 def test_a_request_that_was_never_decided_ends_after_parsing() -> None:

@@ -28,6 +28,9 @@ from controlplane.errors import (
     DeadlineExceeded,
     Draining,
     InternalError,
+    KeyInUse,
+    KeyMismatch,
+    RequestQuarantined,
     Shed,
     WorkerLost,
     WorkerRefused,
@@ -211,7 +214,7 @@ async def test_aborts_under_way_are_bounded(
     router: MemoryRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A datacenter that answers no abort cannot fill the router; leases end what is left out."""
-    monkeypatch.setattr("controlplane.router.services._ABORTS_MAX", 1)
+    monkeypatch.setattr("controlplane.router.services._ERRANDS_MAX", 1)
     gate = Gate()
     router.workers.on_abort(url_of(EAST_1), gate)
     router.services.abort_prefill(url_of(EAST_1), "one")
@@ -439,7 +442,8 @@ async def test_a_bug_in_an_answer_that_is_not_streamed_is_a_status(
 
 async def test_one_request_too_many_is_shed() -> None:
     """Early and cheap: before any decision, with a time to come again; then there is room."""
-    async with a_router(limits=LimitsConfig(requests_max=2)) as router:
+    limits = LimitsConfig(requests_max=2, queue_requests_max=0)
+    async with a_router(limits=limits) as router:
         gate = Gate()
         for _ in range(2):
             router.workers.on_prefill(url_of(EAST_1), gate)
@@ -453,9 +457,167 @@ async def test_one_request_too_many_is_shed() -> None:
         await asyncio.gather(*running)
         flight = await router.serve()
 
-        assert refused.value.retry_after_s == 1
+        assert refused.value.retry_after_s is not None
         assert in_flight == 2
         assert flight.error is None
+
+
+async def test_a_request_beyond_the_places_waits_for_one() -> None:
+    """It is in flight, for it was taken; no worker has heard of it."""
+    async with a_router(limits=LimitsConfig(requests_max=1)) as router:
+        gate = at_the_prefill_worker(router, MemorySink())
+        first, second = router.send(), router.send()
+        await gate.reached()
+        await a_few_turns()
+
+        in_flight, asked = router.dispatcher.in_flight, len(router.workers.calls)
+        gate.open()
+        flights = await asyncio.gather(first, second)
+
+        assert (in_flight, asked) == (2, 1)
+        assert [flight.error for flight in flights] == [None, None]
+
+
+async def test_a_client_that_leaves_while_it_waits_for_its_place_leaves_nothing() -> None:
+    """Neither place nor key nor record: its request never began."""
+    async with a_router(limits=LimitsConfig(requests_max=1)) as router:
+        gate = at_the_prefill_worker(router, MemorySink())
+        first = router.send()
+        await gate.reached()
+        waiting = router.send(idempotency_key="k", digest="d")
+        await a_few_turns()
+
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        router.taken -= 1
+        in_flight = router.dispatcher.in_flight
+        gate.open()
+        await first
+        again = await router.serve(idempotency_key="k", digest="d")
+
+        assert in_flight == 1
+        assert again.error is None
+
+
+async def test_a_request_that_is_shed_lets_its_key_go() -> None:
+    """The client is told to come again, with the same key."""
+    limits = LimitsConfig(requests_max=1, queue_requests_max=0)
+    async with a_router(limits=limits) as router:
+        gate = at_the_prefill_worker(router, MemorySink())
+        first = router.send()
+        await gate.reached()
+
+        with pytest.raises(Shed):
+            await router.serve(idempotency_key="k", digest="d")
+        gate.open()
+        await first
+        again = await router.serve(idempotency_key="k", digest="d")
+
+        assert again.error is None
+
+
+async def test_a_deadline_that_passes_in_the_queue_begins_nothing() -> None:
+    async with a_router(limits=LimitsConfig(requests_max=1)) as router:
+        gate = at_the_prefill_worker(router, MemorySink())
+        first = router.send()
+        await gate.reached()
+        waiting = router.send(deadline_s=router.clock() + 1)
+        await a_few_turns()
+
+        router.clock.advance(2)
+        with pytest.raises(DeadlineExceeded):
+            await waiting
+        gate.open()
+        await first
+
+        assert len(router.workers.of_kind("prefill")) == 1
+
+
+# --- At the door ------------------------------------------------------------------------------
+
+
+def quarantine(router: MemoryRouter, digest: str) -> None:
+    """Two worker lives have ended of this."""
+    for incarnation in ("i8", "i9"):
+        router.services.quarantine.blame(digest, incarnation)
+
+
+async def test_a_request_that_has_ended_workers_is_refused_before_anything_else(
+    router: MemoryRouter,
+) -> None:
+    """Neither store nor workers hear of it; others are served."""
+    quarantine(router, "poison")
+    calls = len(router.store.calls)
+
+    with pytest.raises(RequestQuarantined) as refused:
+        await router.serve(digest="poison", idempotency_key="k")
+    asked = len(router.store.calls) - calls
+    other = await router.serve(digest="harmless")
+
+    assert refused.value.http_status == 422
+    assert asked == 0
+    assert other.error is None
+    assert router.metrics.registry.get_sample_value("prfaas_quarantined_total") == 1
+
+
+async def test_a_router_that_leaves_says_so_first(router: MemoryRouter) -> None:
+    """Another router may know better than to refuse it."""
+    quarantine(router, "poison")
+    await router.dispatcher.drain(1)
+
+    with pytest.raises(Draining):
+        await router.serve(digest="poison")
+
+
+async def test_a_key_is_asked_for_before_a_place(router: MemoryRouter) -> None:
+    """A retry of what runs must not wait for a place behind it."""
+    gate = at_the_prefill_worker(router, MemorySink())
+    running = router.send(idempotency_key="k", digest="d")
+    await gate.reached()
+
+    with pytest.raises(KeyInUse):
+        await router.serve(idempotency_key="k", digest="d")
+    with pytest.raises(KeyMismatch):
+        await router.serve(idempotency_key="k", digest="other")
+    gate.open()
+    flight = await running
+
+    assert flight.error is None
+
+
+async def test_a_key_that_another_router_holds_is_refused_with_a_time_to_come_again(
+    router: MemoryRouter,
+) -> None:
+    await router.store.claim_key("k", owner="east/router-1", digest="d", ttl_s=6.0)
+
+    with pytest.raises(KeyInUse) as refused:
+        await router.serve(idempotency_key="k", digest="d")
+    await router.store.release_key("k", owner="east/router-1", keep_s=60.0)
+    with pytest.raises(KeyMismatch):
+        await router.serve(idempotency_key="k", digest="other")
+    flight = await router.serve(idempotency_key="k", digest="d")
+
+    assert (refused.value.http_status, refused.value.retry_after_s) == (409, 1)
+    assert flight.error is None
+
+
+async def test_a_client_that_leaves_while_its_key_is_asked_for_leaves_nothing(
+    router: MemoryRouter,
+) -> None:
+    """The claim may have been made: it is released all the same."""
+    router.store.after["claim_key"].append(gate := Gate())
+    running = router.send(idempotency_key="k", digest="d")
+    await gate.reached()
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    router.taken -= 1
+
+    claim = await router.store.claim_key("k", owner="east/router-1", digest="d", ttl_s=6.0)
+    assert claim == "granted"
+    assert not router.workers.calls
 
 
 async def test_draining_refuses_what_is_new_and_waits_for_what_runs(router: MemoryRouter) -> None:
@@ -478,7 +640,7 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_runs(router: Memo
 
 
 async def test_draining_gives_up_after_its_time(router: MemoryRouter) -> None:
-    """A request that never ends cannot keep a router for ever."""
+    """A request that never ends cannot keep a router for ever; its client is told."""
     gate = at_the_prefill_worker(router, MemorySink())
     running = router.send()
     await gate.reached()
@@ -488,8 +650,27 @@ async def test_draining_gives_up_after_its_time(router: MemoryRouter) -> None:
     router.clock.advance(31)
 
     assert not await draining
-    gate.open()
+    flight = await running
+    assert isinstance(flight.error, Draining)
+    assert flight.life.story[-1] == "RouterLeft"
+
+
+async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(
+    router: MemoryRouter,
+) -> None:
+    """Never silence, never [DONE]."""
+    gate, sink = Gate(), MemorySink()
+    router.workers.on_decode(url_of(DECODE_1), stream=[[(FrameKind.CONTENT, b"a")], gate])
+    running = router.send(sink)
+    await gate.reached()
+    draining = asyncio.ensure_future(router.dispatcher.drain(30))
+    await a_few_turns()
+
+    router.clock.advance(31)
+
+    assert not await draining
     await running
+    assert [error.code for error in sink.errors] == ["draining"]
 
 
 async def test_an_idle_router_is_drained_at_once(router: MemoryRouter) -> None:

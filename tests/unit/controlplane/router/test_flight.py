@@ -25,12 +25,14 @@ from controlplane.config import LimitsConfig
 from controlplane.edge.sink import WholeSink
 from controlplane.errors import (
     TRANSFER_ERRORS,
+    DeadlineExceeded,
     NoCandidate,
     StoreTimeout,
     StoreUnavailable,
     WorkerLost,
     WorkerRefused,
     WorkerTimeout,
+    WorkerUnreached,
 )
 from controlplane.router.memory_workers import Gate, a_report, a_stream
 from controlplane.router.records import DecisionRecord
@@ -216,9 +218,17 @@ async def test_a_prefill_refused_goes_to_another_worker(router: MemoryRouter) ->
     assert not is_suspect(router, EAST_1)
 
 
-@pytest.mark.parametrize("error", [WorkerLost("reset"), WorkerTimeout("silent")])
-async def test_a_prefill_worker_that_is_lost_may_have_the_job_all_the_same(
-    router: MemoryRouter, error: Exception
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (WorkerLost("reset"), "PrefillWorkerLost"),
+        (WorkerUnreached("refused"), "PrefillWorkerLost"),
+        (WorkerTimeout("silent"), "PrefillTimedOut"),
+    ],
+    ids=["lost", "unreached", "silent"],
+)
+async def test_a_prefill_worker_that_does_not_answer_may_have_the_job_all_the_same(
+    router: MemoryRouter, error: Exception, end: str
 ) -> None:
     """So it is told to stop, gets no new work for a while, and another one prefills."""
     router.workers.on_prefill(url_of(EAST_1), error)
@@ -228,7 +238,7 @@ async def test_a_prefill_worker_that_is_lost_may_have_the_job_all_the_same(
     record = await router.record()
     (abort,) = router.workers.of_kind("abort")
     assert prefills(record) == [EAST_1, EAST_2]
-    assert ends(record) == ["PrefillWorkerLost", "ok"]
+    assert ends(record) == [end, "ok"]
     assert (abort.url, abort.request_id) == (url_of(EAST_1), "req-0.1")
     assert router.workers.of_kind("decode")[-1].request_id == "req-0.2"
     assert is_suspect(router, EAST_1)
@@ -322,7 +332,7 @@ async def test_without_the_store_a_request_goes_on(router: MemoryRouter, error: 
     record = await router.record()
     assert flight.error is None
     assert record.outcome == "done"
-    assert record.timeline.reserved_s is None
+    assert record.timeline.reserved_s is not None, "it was asked, and prefill waited for the answer"
     assert router.tracker.is_store_away
     assert sample(router, "prfaas_store_errors_total", op="reserve") == 1
 
@@ -346,22 +356,37 @@ def sample(router: MemoryRouter, name: str, **labels: str) -> float | None:
 # --- Decode fails before the first token -----------------------------------------------------
 
 
+#: One event for each way in which the KV does not come.
+KV_EVENTS = {
+    "link_down": "LinkDown",
+    "link_stalled": "LinkStalled",
+    "chunk_corrupt": "KvChunkCorrupt",
+    "segment_stale": "LeaseExpired",
+    "segment_failed": "SegmentFailed",
+}
+
+
+def test_every_transfer_error_has_an_event() -> None:
+    assert set(KV_EVENTS) == set(TRANSFER_ERRORS)
+
+
 @pytest.mark.parametrize("code", sorted(TRANSFER_ERRORS))
 async def test_kv_that_cannot_be_fetched_is_prefilled_elsewhere(
     router: MemoryRouter, code: str
 ) -> None:
-    """The prefill worker is left out; it is a suspect only where its link or host seems dead."""
+    """The prefill worker is left out; nothing speaks against the decode worker."""
     router.workers.on_decode(url_of(DECODE_1), stream=[[ALIVE], [a_failure(code)]])
 
     flight = await router.serve()
 
     record = await router.record()
     assert flight.error is None
-    assert ends(record) == ["KvUnavailable", "ok"]
+    assert ends(record) == [KV_EVENTS[code], "ok"]
     assert prefills(record) == [EAST_1, EAST_2]
     assert decodes(record) == [DECODE_1, DECODE_1]
     assert [call.url for call in router.workers.of_kind("abort")] == [url_of(EAST_1)]
-    assert is_suspect(router, EAST_1) == (code in {"link_down", "link_stalled"})
+    if code in {"segment_stale", "segment_failed"}:
+        assert not is_suspect(router, EAST_1)
     assert not is_suspect(router, DECODE_1)
 
 
@@ -393,9 +418,7 @@ async def test_a_decode_refused_in_the_stream_is_a_refusal_too(router: MemoryRou
     "script",
     [
         {"steps": [WorkerLost("reset")]},
-        {"steps": [WorkerTimeout("silent")]},
         {"stream": [WorkerLost("reset")]},
-        {"stream": [[ALIVE], WorkerTimeout("silent")]},
         {"stream": []},
         {"stream": [[ALIVE]]},
         {"stream": [[a_failure("internal_error")]]},
@@ -404,9 +427,7 @@ async def test_a_decode_refused_in_the_stream_is_a_refusal_too(router: MemoryRou
     ],
     ids=[
         "no connection",
-        "no answer",
         "cut",
-        "silent after a sign of life",
         "ended at once",
         "ended after a sign of life",
         "a failure of its own",
@@ -431,6 +452,57 @@ async def test_a_decode_worker_lost_before_its_first_token_is_replaced(
     assert decodes(record) == [DECODE_1, DECODE_2]
     assert is_suspect(router, DECODE_1)
     assert sink.body == CONTENT + DONE
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"steps": [WorkerTimeout("silent")]},
+        {"stream": [[ALIVE], WorkerTimeout("silent")]},
+        {"stream": [[ALIVE], [a_failure("worker_timeout")]]},
+    ],
+    ids=["no answer", "silent after a sign of life", "says so itself"],
+)
+async def test_a_decode_worker_that_falls_silent_before_its_first_token_is_replaced(
+    router: MemoryRouter, script: dict[str, Any]
+) -> None:
+    sink = MemorySink()
+    router.workers.on_decode(
+        url_of(DECODE_1), *script.get("steps", ()), stream=script.get("stream")
+    )
+
+    flight = await router.serve(sink)
+
+    record = await router.record()
+    assert flight.error is None
+    assert ends(record) == ["DecodeTimedOut", "ok"]
+    assert decodes(record) == [DECODE_1, DECODE_2]
+    assert sink.body == CONTENT + DONE
+
+
+async def test_a_decode_worker_that_leaves_before_its_first_token_is_replaced(
+    router: MemoryRouter,
+) -> None:
+    """It said so, which speaks for it."""
+    router.workers.on_decode(url_of(DECODE_1), stream=[[ALIVE], [a_failure("draining")]])
+
+    flight = await router.serve()
+
+    record = await router.record()
+    assert flight.error is None
+    assert ends(record) == ["DecodeLeft", "ok"]
+    assert decodes(record) == [DECODE_1, DECODE_2]
+    assert not is_suspect(router, DECODE_1)
+
+
+async def test_a_worker_that_finds_the_time_over_ends_the_request(router: MemoryRouter) -> None:
+    """Its clock for the request may be a little ahead; another attempt has no time either."""
+    router.workers.on_decode(url_of(DECODE_1), stream=[[a_failure("deadline_exceeded")]])
+
+    flight = await router.serve()
+
+    assert isinstance(flight.error, DeadlineExceeded)
+    assert ends(await router.record()) == ["DeadlinePassed"]
 
 
 async def test_attempts_are_counted(router: MemoryRouter) -> None:
@@ -484,21 +556,40 @@ async def test_without_workers_a_request_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    "rest",
+    ("rest", "end", "code"),
     [
-        [WorkerLost("reset")],
-        [[ALIVE], WorkerTimeout("silent")],
-        [],
-        [[a_failure("internal_error")]],
-        [[content(), a_failure("deadline_exceeded")]],
-        [[(FrameKind.REPORT, b"no json")]],
+        ([WorkerLost("reset")], "DecodeWorkerLost", "worker_lost"),
+        ([[ALIVE], WorkerTimeout("silent")], "DecodeTimedOut", "worker_timeout"),
+        ([], "DecodeWorkerLost", "worker_lost"),
+        ([[a_failure("internal_error")]], "DecodeWorkerLost", "worker_lost"),
+        ([[a_failure("link_down")]], "DecodeWorkerLost", "worker_lost"),
+        ([[a_failure("worker_refused")]], "DecodeWorkerLost", "worker_lost"),
+        ([[a_failure("draining")]], "DecodeLeft", "worker_lost"),
+        (
+            [[content(), a_failure("deadline_exceeded")]],
+            "DeadlinePassed",
+            "deadline_exceeded",
+        ),
+        ([[(FrameKind.REPORT, b"no json")]], "DecodeWorkerLost", "worker_lost"),
+        ([[(FrameKind.OUTPUT, b"no")]], "DecodeWorkerLost", "worker_lost"),
     ],
-    ids=["cut", "silent", "ended", "failed", "failed with content", "a report that is none"],
+    ids=[
+        "cut",
+        "silent",
+        "ended",
+        "failed",
+        "kv is late news",
+        "a refusal is late news",
+        "leaving",
+        "out of time, with content",
+        "a report that is none",
+        "an output that is none",
+    ],
 )
-async def test_a_stream_that_breaks_ends_with_an_error_event(
-    router: MemoryRouter, rest: list[Any]
+async def test_a_stream_without_tokens_that_breaks_ends_with_an_error_event(
+    router: MemoryRouter, rest: list[Any], end: str, code: str
 ) -> None:
-    """The client has seen tokens that a second attempt could contradict."""
+    """The client has seen text that a second attempt could contradict."""
     sink = MemorySink()
     router.workers.on_decode(url_of(DECODE_1), stream=[[content()], *rest])
 
@@ -507,12 +598,11 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(
     record = await router.record()
     (error,) = sink.errors
     assert error is flight.error
-    assert isinstance(error, WorkerLost)
+    assert error.code == code
     assert sink.body.startswith(CONTENT)
     assert DONE not in sink.body
-    assert ends(record) == ["DecodeWorkerLost"]
-    assert (record.outcome, record.code) == ("failed", "worker_lost")
-    assert is_suspect(router, DECODE_1)
+    assert ends(record) == [end]
+    assert (record.outcome, record.code) == ("failed", code)
     assert len(router.workers.of_kind("abort")) == 1
 
 

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
-from builders import a_decode_job, a_location, a_prefill_job, a_prompt
+from builders import a_beat, a_decode_job, a_location, a_prefill_job, a_prompt
 
 from controlplane.config import LimitsConfig
-from controlplane.errors import WorkerLost, WorkerRefused, WorkerTimeout
+from controlplane.errors import WorkerLost, WorkerRefused, WorkerTimeout, WorkerUnreached
 from controlplane.router.http_workers import HttpWorkerClient
 from controlplane.router.workers import DecodeStream
 from controlplane.serving import listen
@@ -64,6 +64,8 @@ async def a_worker(*, prefill: Handler | None = None, **handlers: Handler) -> As
         app.router.add_post(PREFILL, prefill)
     if "abort" in handlers:
         app.router.add_delete(PREFILL + "/{job_id}", handlers["abort"])
+    if "beat" in handlers:
+        app.router.add_get("/worker/v1/beat", handlers["beat"])
     if "decode" in handlers:
         app.router.add_post(DECODE, handlers["decode"])
     async with AsyncExitStack() as stack:
@@ -698,3 +700,82 @@ async def test_after_closing_there_are_no_more_connections(client: HttpWorkerCli
 
         with pytest.raises(WorkerLost):
             await stream.frames()
+
+
+# --- Whether a worker has died ----------------------------------------------------------------
+
+
+async def beats(_: web.Request) -> web.Response:
+    """A worker that lives."""
+    return web.Response(body=a_beat(incarnation="i1").model_dump_json())
+
+
+@pytest.mark.parametrize(("incarnation", "has_died"), [("i1", False), ("i0", True)])
+async def test_a_worker_that_answers_says_which_life_it_is(
+    client: HttpWorkerClient, incarnation: str, *, has_died: bool
+) -> None:
+    async with a_worker(beat=beats) as url:
+        assert await client.has_died(url, incarnation) == has_died
+
+
+async def test_nobody_listens_where_a_process_has_ended(client: HttpWorkerClient) -> None:
+    assert await client.has_died(await nowhere(), "i1")
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        silence,
+        says(b""),
+        says(b"no http"),
+        says(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nno json"),
+        says(b"HTTP/1.1 200 OK\r\nContent-Length: 70\r\n\r\nno"),
+        says(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"),
+    ],
+    ids=["silent", "closed", "no http", "no beat", "cut", "an error"],
+)
+async def test_a_worker_of_which_nobody_can_tell_has_not_died(
+    client: HttpWorkerClient, peer: Peer
+) -> None:
+    """Somebody is there; and a link that is cut looks like silence. Known within a second."""
+    async with a_peer(peer) as url, asyncio.timeout(2):
+        assert not await client.has_died(url, "i1")
+
+
+async def test_an_address_that_nobody_knows_is_no_proof_of_death(client: HttpWorkerClient) -> None:
+    async with asyncio.timeout(5):
+        assert not await client.has_died("http://nowhere.invalid:1", "i1")
+
+
+async def test_a_client_that_was_closed_cannot_tell() -> None:
+    client = HttpWorkerClient(LimitsConfig())
+    await client.close()
+
+    assert not await client.has_died("http://127.0.0.1:1", "i1")
+
+
+async def nowhere() -> str:
+    """A URL where nobody listens."""
+    async with a_worker() as url:
+        return url
+
+
+async def test_a_job_that_finds_nobody_was_seen_by_nobody(client: HttpWorkerClient) -> None:
+    """Unlike one whose connection broke: that one may have been begun."""
+    url = await nowhere()
+
+    with pytest.raises(WorkerUnreached):
+        await client.prefill(url, a_prefill_job(), a_prompt())
+    with pytest.raises(WorkerUnreached):
+        await client.decode(url, a_decode_job(), a_prompt())
+
+
+async def test_a_job_whose_connection_breaks_may_have_been_seen(client: HttpWorkerClient) -> None:
+    async with a_peer(says(b"")) as url:
+        with pytest.raises(WorkerLost) as prefill:
+            await client.prefill(url, a_prefill_job(), a_prompt())
+        with pytest.raises(WorkerLost) as decode:
+            await client.decode(url, a_decode_job(), a_prompt())
+
+    assert not isinstance(prefill.value, WorkerUnreached)
+    assert not isinstance(decode.value, WorkerUnreached)

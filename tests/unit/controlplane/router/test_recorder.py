@@ -135,6 +135,7 @@ async def test_the_newest_records_are_in_memory(recorder: Recorder) -> None:
     assert [record.decision_id for record in recorder.recent()] == ["dec-3", "dec-2", "dec-1"]
     assert recorder.find("dec-1") == a_record(1)
     assert recorder.find("dec-0") is None
+    assert recorder.recent_ids() == ("dec-3", "dec-2", "dec-1")
     assert repr(recorder) == "<Recorder 3 recent, 4 pending>"
 
 
@@ -263,6 +264,27 @@ async def test_a_batch_that_is_cut_off_is_not_lost(
 
     assert await stored(store) == ["dec-0"]
     assert "<Ledger 0 claims>" in repr(store)
+
+
+async def test_what_comes_within_a_moment_goes_together(
+    store: ScriptedStore, metrics: RouterMetrics, clock: LoopClock
+) -> None:
+    """One round trip serves all; nothing is written before the moment is over."""
+    recorder = Recorder(store, metrics, recent_max=3, pending_max=100, gather_s=0.05)
+    task = asyncio.ensure_future(recorder.run())
+    for number in range(3):
+        recorder.add(a_record(number), None)
+        await a_few_turns()
+    before = store.calls.count("finish")
+
+    clock.advance(0.06)
+    await a_few_turns()
+
+    assert before == 0
+    assert store.calls.count("finish") == 1
+    assert await stored(store) == ["dec-0", "dec-1", "dec-2"]
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_flushing_nothing_asks_nobody(recorder: Recorder, store: ScriptedStore) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
+from builders import a_request, a_view, a_worker
 from hypothesis import given, settings
 from pydantic import ValidationError
 from router_builders import EAST_1, MemoryRouter, url_of
@@ -22,7 +24,7 @@ from controlplane.router.records import (
     encode_record,
     replay,
 )
-from policies.prfaas import PrfaasPolicy
+from policies.prfaas import PrfaasParameters, PrfaasPolicy
 from policies.registry import PolicyError
 
 
@@ -149,3 +151,18 @@ def test_what_is_no_record_is_refused(data: bytes) -> None:
     """A garbage value in the store must not look like a request."""
     with pytest.raises(ValidationError):
         decode_record(data)
+
+
+def test_a_record_that_keeps_a_part_of_the_workers_is_not_replayed() -> None:
+    """Whoever was left out might have been chosen: no answer is better than a wrong one."""
+    situation = Situation(
+        policy=PrfaasPolicy(PrfaasParameters()),
+        request=a_request(),
+        view=a_view(a_worker("west/p1")),
+        seed=7,
+    )
+    whole = an_attempt(situation)
+    attempt = replace(whole, view=replace(whole.view, workers_omitted=3))
+
+    with pytest.raises(ValueError, match="3 workers were left out"):
+        replay(attempt)
