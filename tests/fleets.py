@@ -88,15 +88,27 @@ class Answer:
 class Fleet:
     """A running `prfaas up`."""
 
-    def __init__(self, config: FleetConfig, directory: Path) -> None:
+    def __init__(
+        self,
+        config: FleetConfig,
+        directory: Path,
+        *,
+        is_restarting: bool = False,
+        redis_url: str = "",
+    ) -> None:
         self.config = config
         self.url = f"http://127.0.0.1:{config.router.port}"
         self.admin_url = f"http://127.0.0.1:{config.router.admin_port}"
         path = directory / "fleet.toml"
         path.write_text(to_toml(config), encoding="utf-8")
         environment = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
+        if redis_url:
+            environment["REDIS_URL"] = redis_url
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "controlplane.cli", "up", "--fleet", str(path)],
+            [
+                *(sys.executable, "-m", "controlplane.cli", "up", "--fleet", str(path)),
+                *(() if is_restarting else ("--no-restart",)),
+            ],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -137,7 +149,8 @@ class Fleet:
             if found:
                 names[f"{found[1]}/{found[2]}"] = pid
             elif "controlplane.cli router" in command:
-                names["router"] = pid
+                own = re.search(r"--name (\S+)", command)
+                names[own[1] if own else "router"] = pid
         guards = [pid for pid, parent, _ in processes() if parent == self.process.pid]
         for pid, parent, command in processes():
             if parent in guards and ("valkey-server" in command or "redis-server" in command):
@@ -150,7 +163,7 @@ class Fleet:
 
     def worker_url(self, name: str) -> str:
         """Base URL of a worker, as it logged it."""
-        for line in self.log:
+        for line in reversed(self.log):
             if "worker.started" in line and line.strip().startswith(f"{name} "):
                 return re.search(r"url=(\S+)", line)[1]  # type: ignore[index]
         raise AssertionError(f"{name} has not logged its start")
@@ -189,9 +202,11 @@ def record_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running(config: FleetConfig, directory: Path) -> Iterator[Fleet]:
-    """A fleet for the length of a block."""
-    fleet = Fleet(config, directory)
+def running(
+    config: FleetConfig, directory: Path, *, is_restarting: bool = False, redis_url: str = ""
+) -> Iterator[Fleet]:
+    """A fleet for the length of a block; what a test kills stays dead unless it says otherwise."""
+    fleet = Fleet(config, directory, is_restarting=is_restarting, redis_url=redis_url)
     try:
         fleet.wait_ready()
         yield fleet

@@ -82,7 +82,9 @@ def need_redis(environment: Environment) -> str:
     if not environment.redis_url:
         fail(
             "REDIS_URL is not set. Processes of one fleet meet in one Redis, for example "
-            "REDIS_URL=redis://10.0.0.5:6379/0; `prfaas up` starts its own.",
+            "REDIS_URL=redis://10.0.0.5:6379/0, several nodes of a cluster with commas between "
+            "them, or redis+sentinel://10.0.0.5:26379,10.0.0.6:26379/mymaster/0; `prfaas up` "
+            "starts its own.",
             EXIT_CONFIG,
         )
     return environment.redis_url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 
 import click
@@ -25,22 +26,45 @@ from controlplane.store.redis_store import RedisStore
 _YOUNG_MAX = 5_000
 
 
+#: A name goes into keys and logs.
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def _name(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise click.BadParameter("a name has small letters, digits and -, and 32 of them at most")
+    return value
+
+
 @click.command()
 @fleet_option
 @supervised_option
-def router(*, fleet_path: Path | None, supervised: bool) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), help="Instead of the fleet's; 0 finds one.")
+@click.option("--admin-port", type=click.IntRange(0, 65535), help="Instead of the fleet's.")
+@click.option(
+    "--name", callback=_name, default="router", help="Its name in logs; a number is added to it."
+)
+def router(
+    *,
+    fleet_path: Path | None,
+    supervised: bool,
+    port: int | None,
+    admin_port: int | None,
+    name: str,
+) -> None:
     """Run one router of a fleet. Needs REDIS_URL."""
     environment = read_environment()
     fleet = read_fleet(fleet_path, is_supervised=supervised)
     check_policy(fleet, fleet_path)
     url = need_redis(environment)
-    run_process(environment, _serve(fleet, url, is_supervised=supervised))
+    fleet = fleet.model_copy(update={"router": fleet.router.at(port=port, admin_port=admin_port)})
+    run_process(environment, _serve(fleet, url, name=name, is_supervised=supervised))
 
 
-async def _serve(fleet: FleetConfig, url: str, *, is_supervised: bool) -> None:
+async def _serve(fleet: FleetConfig, url: str, *, name: str, is_supervised: bool) -> None:
     store = RedisStore(url, fleet=fleet.name, config=fleet.store)
     try:
-        async with run_router(fleet, store):
+        async with run_router(fleet, store, name=name):
             # What is there now stays: collections of garbage need not visit it each time, which
             # would stop all requests for 50 ms every few thousand of them.
             gc.collect()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
 import aiohttp
 from rich.console import Console
-from rich.text import Text
 
+from controlplane.cli.children import Child, end, ended_how, follow, launch
+from controlplane.cli.restarts import DEATHS_MAX, WINDOW_S
 from controlplane.config import FleetConfig
 
 #: Workers make their weights and calibrate within this, also on a busy laptop.
@@ -24,9 +22,9 @@ _POLL_S: Final = 0.1
 
 #: Beyond the drain of the router, before SIGKILL.
 _STOP_SLACK_S: Final = 5.0
-_WORKER_STOP_S: Final = 5.0
+#: Longer than the short lease of a prefill whose router has gone.
+_WORKER_STOP_S: Final = 8.0
 
-_LOG_LINE_BYTES_MAX: Final = 1 << 16
 _COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
 
@@ -34,26 +32,21 @@ class FleetFailed(Exception):
     """A process ended that should not have; says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
-    name: str
-    process: asyncio.subprocess.Process
-
-
 class Supervisor:
     """
-    The processes of one fleet.
+    The processes of one fleet; those that die are started again.
 
-    Each child is in a session of its own, so that Ctrl-C at the terminal reaches the supervisor
-    alone and the stop is orderly. Each child's standard input is a pipe from here: it carries the
-    fleet, and closes when the supervisor ends, however it ends.
+    While the fleet starts, a death is the end: what cannot start would not start again either.
     """
 
-    def __init__(self, fleet: FleetConfig, *, redis_url: str, console: Console) -> None:
+    def __init__(
+        self, fleet: FleetConfig, *, redis_url: str, console: Console, is_restarting: bool = True
+    ) -> None:
         self._fleet = fleet
         self._redis_url = redis_url
         self._console = console
-        self._children: list[_Child] = []
+        self._is_restarting = is_restarting
+        self._children: list[Child] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._failure = ""
@@ -86,39 +79,44 @@ class Supervisor:
 
     async def until_ready(self) -> None:
         """
-        Wait until the router sees every worker of the fleet, or somebody asks for the end.
+        Wait until every router sees every worker of the fleet, or somebody asks for the end.
 
         Raises:
             FleetFailed: A process ended, or it took too long.
         """
-        prefill = sum(site.prefill_workers for site in self._fleet.datacenters)
-        decode = sum(site.decode_workers for site in self._fleet.datacenters)
-        config = self._fleet.router
-        url = f"http://{config.host}:{config.port}/ready"
         timeout = aiohttp.ClientTimeout(total=2.0)
+        waiting = [f"http://{one.host}:{one.port}/ready" for one in self._fleet.router.each()]
         try:
             async with asyncio.timeout(_READY_S), aiohttp.ClientSession(timeout=timeout) as session:
-                while not self._stop.is_set():
-                    with suppress(aiohttp.ClientError, TimeoutError):
-                        async with session.get(url) as response:
-                            said = await response.json()
-                        seen = (said.get("prefill_workers"), said.get("decode_workers"))
-                        if seen == (prefill, decode):
-                            self._is_ready = True
-                            return
+                while waiting and not self._stop.is_set():
+                    if await self._sees_all(session, waiting[-1]):
+                        waiting.pop()
+                        continue
                     self._check()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._stop.wait(), _POLL_S)
         except TimeoutError:
             raise FleetFailed(f"the fleet was not ready within {_READY_S:g} s") from None
+        self._is_ready = not waiting
         self._check()
+
+    async def _sees_all(self, session: aiohttp.ClientSession, url: str) -> bool:
+        """Whether a router sees every worker."""
+        prefill = sum(site.prefill_workers for site in self._fleet.datacenters)
+        decode = sum(site.decode_workers for site in self._fleet.datacenters)
+        try:
+            async with session.get(url) as response:
+                said = await response.json()
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+        return (said.get("prefill_workers"), said.get("decode_workers")) == (prefill, decode)
 
     async def until_stopped(self) -> None:
         """
         Wait for the end.
 
         Raises:
-            FleetFailed: The router ended by itself.
+            FleetFailed: A router ended by itself, and for good.
         """
         await self._stop.wait()
         self._check()
@@ -126,7 +124,12 @@ class Supervisor:
     # --- Inside -------------------------------------------------------------------------------
 
     def _commands(self) -> list[tuple[str, list[str]]]:
-        commands = [("router", ["router"])]
+        routers = self._fleet.router.each()
+        commands = [("router", ["router"])] if len(routers) == 1 else []
+        for number, one in enumerate(routers if not commands else ()):
+            name = f"router-{number}"
+            ports = ["--port", str(one.port), "--admin-port", str(one.admin_port)]
+            commands.append((name, ["router", *ports, "--name", name]))
         for site in self._fleet.datacenters:
             for role, count in (("prefill", site.prefill_workers), ("decode", site.decode_workers)):
                 for number in range(count):
@@ -136,65 +139,62 @@ class Supervisor:
         return commands
 
     async def _start(self, name: str, arguments: list[str]) -> None:
-        environment = {
-            "PRFAAS_LOG_FORMAT": "console",
-            **os.environ,
-            "REDIS_URL": self._redis_url,
-            # One core a worker: a matrix product that spreads over all cores starves the others.
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "controlplane.cli",
-            *arguments,
-            "--supervised",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-            limit=_LOG_LINE_BYTES_MAX,
+        child = Child(
+            name=name,
+            arguments=tuple(arguments),
+            colour=_COLOURS[len(self._children) % len(_COLOURS)],
+            process=await self._launch(tuple(arguments)),
         )
-        assert process.stdin is not None
-        process.stdin.write(self._fleet.model_dump_json().encode() + b"\n")
-        child = _Child(name, process)
         self._children.append(child)
-        colour = _COLOURS[len(self._children) % len(_COLOURS)]
-        self._spawn(self._follow(child, colour))
+        self._spawn(follow(child, self._console))
         self._spawn(self._watch(child))
+
+    async def _launch(self, arguments: tuple[str, ...]) -> asyncio.subprocess.Process:
+        return await launch(
+            arguments,
+            redis_url=self._redis_url,
+            fleet_json=self._fleet.model_dump_json().encode(),
+        )
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _follow(self, child: _Child, colour: str) -> None:
-        """Print a child's log, line by line, with its name."""
-        assert child.process.stderr is not None
+    async def _watch(self, child: Child) -> None:
+        """Start a child again whenever it dies, until the end or until it is given up."""
         while True:
-            try:
-                line = await child.process.stderr.readline()
-            except ValueError:
-                continue  # a line beyond the limit was dropped
-            if not line:
+            how = ended_how(await child.process.wait())
+            if self._stop.is_set():
                 return
-            text = Text(f"{child.name:>16} ", style=colour)
-            text.append_text(Text.from_ansi(line.decode(errors="replace").rstrip()))
-            self._console.print(text, soft_wrap=True, highlight=False)
+            child.died()
+            wait_s = child.deaths.wait_s if self._is_restarting else None
+            if wait_s is None or not self._is_ready:
+                self._give_up(child, how)
+                return
+            self._say(f"[bold red]{child.name} ended[/] ({how}); started again in {wait_s:g} s")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait_s)
+                return
+            child.is_born_again(await self._launch(child.arguments))
+            self._spawn(follow(child, self._console))
+            if self._stop.is_set():
+                # The end came while it was being started, and did not see it.
+                await end([child], _WORKER_STOP_S)
+                return
 
-    async def _watch(self, child: _Child) -> None:
-        status = await child.process.wait()
-        if self._stop.is_set():
-            return
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        if child.name == "router" or not self._is_ready:
-            self._failure = f"{child.name} ended ({how}); its log is above"
+    def _give_up(self, child: Child, how: str) -> None:
+        often = len(child.deaths.recent_s) >= DEATHS_MAX
+        why = f", {DEATHS_MAX} times within {WINDOW_S:g} s" if often else ""
+        if child.is_router or not self._is_ready:
+            self._failure = f"{child.name} ended ({how}{why}); its log is above"
             self._stop.set()
             return
-        self._console.print(
-            f"[bold red]{child.name} ended[/] ({how}); requests go on without it", highlight=False
-        )
+        gone = "[bold red]it is given up[/]; " if often else ""
+        self._say(f"[bold red]{child.name} ended[/] ({how}{why}); {gone}requests go on without it")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _check(self) -> None:
         if self._failure:
@@ -203,35 +203,15 @@ class Supervisor:
     def _asked_to_stop(self) -> None:
         if self._stop.is_set():
             for child in self._children:
-                _signal(child, signal.SIGKILL)
+                child.signal(signal.SIGKILL)
         self._stop.set()
 
     async def _stop_all(self) -> None:
-        """Router first, so that requests in flight end while their workers are there."""
+        """Routers first, so that requests in flight end while their workers are there."""
         self._stop.set()
-        routers = [child for child in self._children if child.name == "router"]
-        workers = [child for child in self._children if child.name != "router"]
-        await _end(routers, self._fleet.limits.drain_s + _STOP_SLACK_S)
-        await _end(workers, _WORKER_STOP_S)
+        routers = [child for child in self._children if child.is_router]
+        workers = [child for child in self._children if not child.is_router]
+        await end(routers, self._fleet.limits.drain_s + _STOP_SLACK_S)
+        await end(workers, _WORKER_STOP_S)
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=_STOP_SLACK_S)
-
-
-async def _end(children: list[_Child], within_s: float) -> None:
-    """SIGTERM, wait, SIGKILL."""
-    for child in children:
-        _signal(child, signal.SIGTERM)
-    waits = [asyncio.ensure_future(child.process.wait()) for child in children]
-    if not waits:
-        return
-    _, late = await asyncio.wait(waits, timeout=within_s)
-    if late:
-        for child in children:
-            _signal(child, signal.SIGKILL)
-        await asyncio.wait(late)
-
-
-def _signal(child: _Child, number: signal.Signals) -> None:
-    if child.process.returncode is None:
-        with suppress(ProcessLookupError):
-            child.process.send_signal(number)

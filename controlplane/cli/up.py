@@ -51,31 +51,38 @@ Ctrl-C stops everything. The log follows.
 
 @click.command()
 @fleet_option
-def up(*, fleet_path: Path | None) -> None:
-    """Start Redis, a router and all workers of a fleet on this machine; Ctrl-C stops them."""
+@click.option("--no-restart", is_flag=True, help="Leave a process that died dead.")
+def up(*, fleet_path: Path | None, no_restart: bool) -> None:
+    """
+    Start Redis, routers and all workers of a fleet on this machine; Ctrl-C stops them.
+
+    A process that dies is started again, after 1 s and then twice as long each time.
+    """
     environment = read_environment()
     fleet = read_fleet(fleet_path)
     check_policy(fleet, fleet_path)
     _check_ports(fleet)
     try:
-        asyncio.run(_up(fleet, environment))
+        asyncio.run(_up(fleet, environment, is_restarting=not no_restart))
     except ConfigError as error:
         fail(error.message, EXIT_CONFIG)
     except FleetFailed as error:
         fail(str(error), EXIT_FAILED)
 
 
-async def _up(fleet: FleetConfig, environment: Environment) -> None:
-    console = Console(stderr=True)
+async def _up(fleet: FleetConfig, environment: Environment, *, is_restarting: bool) -> None:
     if environment.redis_url:
-        await _supervise(fleet, environment.redis_url, console)
+        await _supervise(fleet, environment.redis_url, is_restarting=is_restarting)
         return
     async with EmbeddedServer() as server:
-        await _supervise(fleet, server.url, console)
+        await _supervise(fleet, server.url, is_restarting=is_restarting)
 
 
-async def _supervise(fleet: FleetConfig, redis_url: str, console: Console) -> None:
-    async with Supervisor(fleet, redis_url=redis_url, console=console) as supervisor:
+async def _supervise(fleet: FleetConfig, redis_url: str, *, is_restarting: bool) -> None:
+    console = Console(stderr=True)
+    async with Supervisor(
+        fleet, redis_url=redis_url, console=console, is_restarting=is_restarting
+    ) as supervisor:
         with console.status("starting workers ..."):
             await supervisor.until_ready()
         if supervisor.is_stopping:
@@ -132,10 +139,15 @@ def _check_ports(fleet: FleetConfig) -> None:
             f"router.port and router.admin_port are both {config.port}. Set two different ones.",
             EXIT_CONFIG,
         )
-    for name, host, port in (
-        ("router.port", config.host, config.port),
-        ("router.admin_port", config.admin_host, config.admin_port),
-    ):
+    listeners = [
+        listener
+        for one in config.each()
+        for listener in (
+            ("router.port", one.host, one.port),
+            ("router.admin_port", one.admin_host, one.admin_port),
+        )
+    ]
+    for name, host, port in listeners:
         if port == 0:
             fail(f"{name} is 0, a port that nobody could know. Set another {name}.", EXIT_CONFIG)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

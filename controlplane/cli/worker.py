@@ -21,6 +21,21 @@ from controlplane.cli.process import (
 from controlplane.config import FleetConfig
 from controlplane.store.redis_store import RedisStore
 
+_PORT_MAX = 65_535
+
+
+class HostPort(click.ParamType[str]):
+    """`host:port`, with a port that something can be reached at."""
+
+    name = "host:port"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text itself, once it is one."""
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 1 <= int(port) <= _PORT_MAX:
+            self.fail(f"{value!r} is not host:port, such as 10.1.0.7:9000", param, ctx)
+        return value
+
 
 @click.command()
 @fleet_option
@@ -31,6 +46,10 @@ from controlplane.store.redis_store import RedisStore
 @click.option("--host", help="Address to listen on. Default: the datacenter's host.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="HTTP port; 0 finds one.")
 @click.option("--kv-port", type=click.IntRange(0, 65535), default=0, help="KV port; 0 finds one.")
+@click.option("--advertise", type=HostPort(), help="Where routers reach it, if not there.")
+@click.option(
+    "--advertise-kv", type=HostPort(), help="Where decode workers fetch KV, if not there."
+)
 def worker(
     *,
     fleet_path: Path | None,
@@ -41,6 +60,8 @@ def worker(
     host: str | None,
     port: int,
     kv_port: int,
+    advertise: str | None,
+    advertise_kv: str | None,
 ) -> None:
     """Run one worker of a fleet. Needs REDIS_URL."""
     environment = read_environment()
@@ -62,6 +83,8 @@ def worker(
             host=host or site.host,
             port=port,
             kv_port=kv_port,
+            advertised=advertise,
+            advertised_kv=advertise_kv,
         ),
     )
 
@@ -77,6 +100,8 @@ async def _serve(
     host: str,
     port: int,
     kv_port: int,
+    advertised: str | None,
+    advertised_kv: str | None,
 ) -> None:
     # Imported here: only a worker pays for NumPy and a model.
     from workers.app import WorkerAddress, run_worker  # noqa: PLC0415
@@ -84,7 +109,13 @@ async def _serve(
 
     store = RedisStore(url, fleet=fleet.name, config=fleet.store)
     identity = Identity.new(datacenter=datacenter, name=name, role=role)
-    address = WorkerAddress(host=host, port=port, kv_port=kv_port)
+    address = WorkerAddress(
+        host=host,
+        port=port,
+        kv_port=kv_port,
+        advertised=advertised,
+        advertised_kv=advertised_kv,
+    )
     try:
         async with run_worker(fleet, store, identity, address):
             await until_stopped(is_supervised=is_supervised)

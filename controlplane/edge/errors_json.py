@@ -37,14 +37,24 @@ def error_body(error: PrfaasError, request_id: str) -> bytes:
     return json.dumps({"error": content}, separators=(",", ":")).encode("ascii")
 
 
-def error_headers(error: PrfaasError) -> dict[str, str]:
+def error_headers(error: PrfaasError, *, draw: float, longest_s: float) -> dict[str, str]:
     """
-    Whether and when to try again.
+    Whether and when to try again. Pure.
 
     OpenAI's SDKs retry every 5xx unless `x-should-retry` says otherwise: an answer that would be
-    the same again is not worth a second prefill.
+    the same again is not worth a second prefill. They take milliseconds before seconds.
+
+    Args:
+        error: What is answered.
+        draw: Uniform in [0, 1): clients that were refused together come back apart, between the
+            error's `retry_after_s` (1 s without) and twice that.
+        longest_s: Never longer than this.
     """
-    headers = {"x-should-retry": "true" if error.is_retryable else "false"}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, ceil(error.retry_after_s)))
-    return headers
+    if not error.is_retryable:
+        return {"x-should-retry": "false"}
+    wait_s = min(longest_s, max(1.0, error.retry_after_s or 1.0) * (1 + draw))
+    return {
+        "x-should-retry": "true",
+        "retry-after": str(ceil(wait_s)),
+        "retry-after-ms": str(ceil(wait_s * 1000)),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Final, Literal, TypeAlias, cast
 
 from controlplane.domain.prefix import BlockHash, block_hashes
@@ -56,6 +57,8 @@ class ParsedRequest:
     is_stream: bool
     include_usage: bool
     user: str | None = field(repr=False)
+    #: SHA-256 of endpoint, model, prompt and sampling: equal for equal questions.
+    digest: str
 
 
 def parse_request(
@@ -89,6 +92,13 @@ def parse_request(
         output_tokens = _fitting(
             "max_tokens", completion.max_tokens, COMPLETION_OUTPUT_TOKENS, len(tokens), facts
         )
+    sampling = Sampling(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        output_tokens_max=output_tokens,
+        stop=request.stops,
+    )
     return ParsedRequest(
         kind=kind,
         model=facts.name,
@@ -96,17 +106,20 @@ def parse_request(
         hashes=block_hashes(
             tokens.head(len(tokens) - 1), block_tokens=facts.block_tokens, scope=facts.scope
         ),
-        sampling=Sampling(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            output_tokens_max=output_tokens,
-            stop=request.stops,
-        ),
+        sampling=sampling,
         is_stream=request.stream,
         include_usage=request.includes_usage,
         user=request.user,
+        digest=_digest(kind, facts.name, tokens, sampling),
     )
+
+
+def _digest(kind: RequestKind, model: str, tokens: TokenIds, sampling: Sampling) -> str:
+    head = f"{kind}:{len(model)}:{model}:{tokens.width_bytes}:{len(tokens)}:"
+    digest = sha256(head.encode())
+    digest.update(tokens.data)
+    digest.update(sampling.model_dump_json().encode())
+    return digest.hexdigest()
 
 
 def _facts(name: str, models: Mapping[str, ModelFacts]) -> ModelFacts:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from typing import Final
 
 from aiohttp import web
 
 from controlplane.edge.errors_json import error_body
 from controlplane.errors import PrfaasError
 from controlplane.router.sink import ClientLeftError
+
+#: Bytes that are written at once.
+_PIECE_BYTES: Final = 32 << 10
 
 
 class StreamSink:
@@ -64,12 +68,21 @@ class StreamSink:
         """Send bytes; a client that does not read for too long has left."""
         self._due_s = self._loop.time() + self._write_timeout_s
         try:
-            await self.response.write(data)
+            if len(data) <= _PIECE_BYTES:
+                await self.response.write(data)
+            else:
+                await self._write_pieces(data)
         except ConnectionError as error:
             self._drop()
             raise ClientLeftError from error
         finally:
             self._due_s = math.inf
+
+    async def _write_pieces(self, data: bytes) -> None:
+        """So that no more waits for the client than the connection's buffer and one piece."""
+        for start in range(0, len(data), _PIECE_BYTES):
+            await self.response.write(data[start : start + _PIECE_BYTES])
+            self._due_s = self._loop.time() + self._write_timeout_s
 
     async def fail(self, error: PrfaasError) -> None:
         """Send an error event; nothing follows it, least of all [DONE]."""

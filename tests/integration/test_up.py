@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, IncompleteRead
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,18 @@ from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
-from fleets import MODEL, Fleet, a_fleet, get, post, processes, running, to_toml, wait_for
+from fleets import (
+    MODEL,
+    Fleet,
+    a_fleet,
+    free_port,
+    get,
+    post,
+    processes,
+    running,
+    to_toml,
+    wait_for,
+)
 
 from controlplane.cli import main
 from controlplane.config import DatacenterConfig, FleetConfig, ModelConfig
@@ -360,6 +371,71 @@ def test_without_its_router_a_fleet_ends(home: Path, tmp_path: Path) -> None:
     assert status == 1
     assert said(fleet, "router ended (killed by SIGKILL)")
     assert left_behind(home) == []
+
+
+def test_a_worker_that_dies_is_started_again(home: Path, tmp_path: Path) -> None:
+    """After a second, as another life of the same worker; requests need it, and get it."""
+    with running(a_small_fleet(), tmp_path, is_restarting=True) as fleet:
+        first = fleet.pids()["west/decode-0"]
+
+        fleet.kill("west/decode-0")
+        wait_for(lambda: fleet.pids().get("west/decode-0", first) != first, 10)
+        wait_for(lambda: fleet.complete("are you back?").status == 200, 20)
+
+        assert said(fleet, "west/decode-0 ended (killed by SIGKILL); started again in 1 s")
+    assert fleet.process.returncode == 0
+    assert left_behind(home) == []
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up_loudly(home: Path, tmp_path: Path) -> None:
+    """After five deaths within a minute; the fleet goes on with the others."""
+    with running(a_small_fleet(west_decode=2), tmp_path, is_restarting=True) as fleet:
+        for _ in range(5):
+            pid = wait_for(lambda: fleet.pids().get("west/decode-0"), 20)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: is_gone(pid), 5)
+        wait_for(lambda: said(fleet, "west/decode-0 ended (killed by SIGKILL, 5 times"), 5)
+
+        answer = fleet.complete("who is there?")
+
+        assert answer.headers["x-prfaas-decode"] == "west/decode-1"
+        assert said(fleet, "it is given up")
+        assert said(fleet, "started again in 8 s")
+    assert left_behind(home) == []
+
+
+def test_several_routers_serve_one_fleet_and_a_dead_one_comes_back(
+    home: Path, tmp_path: Path
+) -> None:
+    """On ports next to each other; the others serve meanwhile."""
+    config = a_small_fleet()
+    port = two_free_ports()
+    ports = {"port": port, "admin_port": two_free_ports(), "replicas": 2}
+    router = config.router.model_copy(update=ports)
+    config = config.model_copy(update={"router": router})
+    with running(config, tmp_path, is_restarting=True) as fleet:
+        assert {"router-0", "router-1"} <= fleet.pids().keys()
+        urls = [f"http://127.0.0.1:{port + number}" for number in range(2)]
+        assert all(is_ready(url) for url in urls)
+
+        fleet.kill("router-0")
+        body = json.dumps({"model": MODEL, "prompt": "hi", "max_tokens": 2}).encode()
+        answers = [post(f"{urls[1]}/v1/completions", body) for _ in range(4)]
+        wait_for(lambda: is_ready(urls[0]), 20)
+        answers.append(post(f"{urls[0]}/v1/completions", body))
+
+        assert [answer.status for answer in answers] == [200] * 5
+    assert fleet.process.returncode == 0
+    assert left_behind(home) == []
+
+
+def two_free_ports() -> int:
+    """The first of two ports next to each other that were free a moment ago."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def test_a_worker_that_cannot_start_ends_the_start(home: Path, tmp_path: Path) -> None:

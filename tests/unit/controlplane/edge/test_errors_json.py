@@ -7,6 +7,7 @@ import pytest
 from controlplane.edge.errors_json import error_body, error_headers, error_type
 from controlplane.errors import (
     InternalError,
+    KeyInUse,
     LinkStalled,
     MalformedRequest,
     NoCandidate,
@@ -61,20 +62,39 @@ def test_a_type_tells_whose_fault_it_is(error: PrfaasError, expected: str) -> No
     assert error_type(error) == expected
 
 
+def headers(error: PrfaasError, *, draw: float = 0.0) -> dict[str, str]:
+    return error_headers(error, draw=draw, longest_s=30.0)
+
+
 @pytest.mark.parametrize(
-    ("error", "retry"),
-    [
-        (MalformedRequest("x"), "false"),
-        (InternalError("x"), "false"),
-        (Shed("x"), "true"),
-        (WorkerLost("x"), "true"),
-    ],
-    ids=lambda value: getattr(value, "code", value),
+    "error", [MalformedRequest("x"), InternalError("x"), UnknownModel("x", retry_after_s=1)]
 )
-def test_headers_tell_whether_to_try_again(error: PrfaasError, retry: str) -> None:
-    assert error_headers(error) == {"x-should-retry": retry}
+def test_what_would_fail_again_is_not_worth_repeating(error: PrfaasError) -> None:
+    assert headers(error) == {"x-should-retry": "false"}
 
 
-@pytest.mark.parametrize(("retry_after_s", "header"), [(0.0, "1"), (0.2, "1"), (1.1, "2")])
-def test_headers_tell_when_to_try_again_in_whole_seconds(retry_after_s: float, header: str) -> None:
-    assert error_headers(Shed("x", retry_after_s=retry_after_s))["retry-after"] == header
+@pytest.mark.parametrize("kind", [Shed, NoCandidate, WorkerLost, LinkStalled, KeyInUse])
+def test_everything_else_says_when(kind: type[PrfaasError]) -> None:
+    assert headers(kind("x")) == {
+        "x-should-retry": "true",
+        "retry-after": "1",
+        "retry-after-ms": "1000",
+    }
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "draw", "seconds", "milliseconds"),
+    [
+        pytest.param(0.0, 0.0, "1", "1000", id="never at once"),
+        pytest.param(0.2, 0.5, "2", "1500", id="a second at least, and its jitter"),
+        pytest.param(4.0, 0.0, "4", "4000", id="the earliest"),
+        pytest.param(4.0, 0.75, "7", "7000", id="later"),
+        pytest.param(20.0, 0.9, "30", "30000", id="the bound"),
+    ],
+)
+def test_clients_that_fail_together_come_back_apart(
+    retry_after_s: float, draw: float, seconds: str, milliseconds: str
+) -> None:
+    found = headers(Shed("x", retry_after_s=retry_after_s), draw=draw)
+
+    assert (found["retry-after"], found["retry-after-ms"]) == (seconds, milliseconds)

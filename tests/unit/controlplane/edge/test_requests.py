@@ -218,3 +218,28 @@ def test_a_long_prompt_can_be_parsed_in_a_thread() -> None:
         parsed = threads.submit(parse_request, "completion", request, models).result()
 
     assert parsed == parse_request("completion", request, models)
+
+
+# --- Digest -----------------------------------------------------------------------------------
+
+
+def test_equal_questions_have_equal_digests() -> None:
+    """Whoever asks, and however the answer is sent."""
+    first = completion("hi", seed=1)
+
+    assert first.digest == completion("hi", seed=1, user="ada", stream=True).digest
+    assert len(first.digest) == 64
+
+
+def test_any_other_question_has_another_digest() -> None:
+    questions = [
+        completion("hi"),
+        completion("ho"),
+        completion("hi", seed=1),
+        completion("hi", temperature=0),
+        completion("hi", max_tokens=3),
+        completion("hi", stop="x"),
+        chat(text="hi"),
+    ]
+
+    assert len({question.digest for question in questions}) == len(questions)

@@ -4,82 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import aiohttp
 import pytest
-from router_builders import (
-    DECODE_1,
-    EAST_1,
-    SCOPE,
-    LogBook,
-    MemoryRouter,
-    a_router,
-    url_of,
-)
+from edge_builders import Edge, an_edge, raw_request, until, until_idle
+from router_builders import DECODE_1, EAST_1, LogBook, url_of
 
-from controlplane.config import LimitsConfig
-from controlplane.edge import server as server_module
-from controlplane.edge.requests import ModelFacts
-from controlplane.edge.server import EdgeServer, Readiness
-from controlplane.edge.tokenizers import tokenizer_for
+from controlplane.edge import answers as answers_module
 from controlplane.errors import WorkerLost, WorkerRefused
 from controlplane.router import dispatcher as dispatcher_module
 from controlplane.router.memory_workers import Gate, a_report
-from controlplane.serving import listen
 from controlplane.wire import FrameKind
 
 CONTENT = (FrameKind.CONTENT, b"data: hello\n\n")
 DONE = (FrameKind.CONTENT, b"data: [DONE]\n\n")
 REPORT = (FrameKind.REPORT, a_report().model_dump_json().encode())
-
-LONG = "x" * 101
-
-
-class Edge:
-    """A listener and the router behind it."""
-
-    def __init__(self, router: MemoryRouter, url: str, session: aiohttp.ClientSession) -> None:
-        self.router = router
-        self.url = url
-        self.session = session
-        self.is_ready = True
-
-    def post(self, **fields: Any) -> Any:
-        """A completion request."""
-        body = {"model": "m", "prompt": LONG, "max_tokens": 8, **fields}
-        # Each of them owes a record.
-        self.router.taken += 1
-        return self.session.post(f"{self.url}/v1/completions", json=body)
-
-
-@asynccontextmanager
-async def an_edge(**limits: Any) -> AsyncIterator[Edge]:
-    """A listener on a port of its own; at the end nothing may be held for anybody."""
-    async with AsyncExitStack() as stack:
-        router = await stack.enter_async_context(a_router(limits=LimitsConfig(**limits)))
-        executor = stack.enter_context(ThreadPoolExecutor(1))
-        facts = ModelFacts(
-            name="m",
-            tokenizer=tokenizer_for("reference"),
-            block_tokens=16,
-            context_tokens_max=4096,
-            scope=SCOPE,
-        )
-        server = EdgeServer(
-            router.dispatcher,
-            limits=router.limits,
-            models=lambda: {"m": facts},
-            readiness=lambda: Readiness(is_ready=edge.is_ready, details={"store": "ok"}),
-            executor=executor,
-        )
-        url = await listen(stack, server.application(), "127.0.0.1", 0)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        edge = Edge(router, url, session)
-        yield edge
 
 
 @pytest.fixture
@@ -93,21 +34,9 @@ async def edge() -> AsyncIterator[Edge]:
 def log(monkeypatch: pytest.MonkeyPatch) -> LogBook:
     """What edge and dispatcher log."""
     book = LogBook()
-    monkeypatch.setattr(server_module, "_log", book)
+    monkeypatch.setattr(answers_module, "_log", book)
     monkeypatch.setattr(dispatcher_module, "_log", book)
     return book
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    """Turn the loop until something is true."""
-    async with asyncio.timeout(5):
-        while not is_true():  # noqa: ASYNC110 - another process's sockets are part of it
-            await asyncio.sleep(0)
-
-
-async def until_idle(router: MemoryRouter) -> None:
-    """Wait until no request is in flight."""
-    await until(lambda: router.dispatcher.in_flight == 0)
 
 
 async def test_a_streamed_answer_is_copied(edge: Edge) -> None:
@@ -148,7 +77,7 @@ async def test_a_failure_before_the_first_token_is_a_status(edge: Edge, *, strea
     assert answer.status == 503
     assert error["code"] == "worker_refused"
     assert error["request_id"] == answer.headers["x-request-id"]
-    assert answer.headers["retry-after"] == "1"
+    assert 1000 <= int(answer.headers["retry-after-ms"]) <= 2000
     assert answer.headers["x-should-retry"] == "true"
 
 
@@ -210,14 +139,9 @@ async def test_a_client_that_reads_nothing_is_cut_off(log: LogBook) -> None:
     async with an_edge(client_write_timeout_s=0.05) as edge:
         much = (FrameKind.CONTENT, b"x" * (1 << 20))
         edge.router.workers.on_decode(url_of(DECODE_1), stream=[[much] for _ in range(64)])
-        host, _, port = edge.url.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        body = json.dumps({"model": "m", "prompt": LONG, "max_tokens": 8, "stream": True}).encode()
+        reader, writer = await edge.connect()
         edge.router.taken += 1
-        writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
+        writer.write(raw_request(stream=True))
         await until(lambda: edge.router.dispatcher.in_flight == 1)
         await until_idle(edge.router)
 
@@ -252,12 +176,97 @@ async def test_readiness_is_a_status(edge: Edge) -> None:
 
 
 async def test_what_a_router_that_leaves_refuses_can_be_tried_elsewhere(edge: Edge) -> None:
-    """503 with a code of its own."""
+    """503 with a code of its own, a time for the retry, and the end of the connection."""
     await edge.router.dispatcher.drain(1)
 
-    async with edge.post() as answer:
+    async with edge.ask() as answer:
         error = (await answer.json())["error"]
 
     assert (answer.status, error["code"]) == (503, "draining")
     assert answer.headers["x-should-retry"] == "true"
-    edge.router.taken -= 1
+    assert 1 <= int(answer.headers["retry-after"]) <= 2
+    assert answer.headers["connection"] == "close"
+
+
+async def test_every_answer_of_a_router_that_leaves_ends_its_connection(edge: Edge) -> None:
+    """Also of what is no request for tokens."""
+    async with edge.session.get(f"{edge.url}/health") as before:
+        assert "connection" not in before.headers
+
+    await edge.router.dispatcher.drain(1)
+
+    for path in ("/health", "/ready", "/v1/models", "/nowhere"):
+        async with edge.session.get(edge.url + path) as answer:
+            assert answer.headers["connection"] == "close", path
+
+
+# --- What the headers of a request say --------------------------------------------------------
+
+
+async def test_a_client_may_ask_for_less_time_than_there_is(edge: Edge) -> None:
+    """Then its request ends in time, although the worker says nothing."""
+    edge.router.workers.on_prefill(url_of(EAST_1), Gate())
+
+    async with edge.post(headers={"x-request-timeout": "0.05"}) as answer:
+        error = (await answer.json())["error"]
+
+    assert (answer.status, error["code"]) == (504, "deadline_exceeded")
+    assert "retry-after" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [("x-request-timeout", "1e3"), ("x-request-timeout", "301"), ("idempotency-key", "a b")],
+)
+async def test_a_wrong_header_is_refused_by_its_name(edge: Edge, header: str, value: str) -> None:
+    """A client fault, and no reason to try again."""
+    async with edge.ask(headers={header: value}) as answer:
+        error = (await answer.json())["error"]
+
+    assert (answer.status, error["code"], error["param"]) == (400, "malformed_request", header)
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
+
+
+# --- Bodies -----------------------------------------------------------------------------------
+
+
+async def test_a_body_that_no_prompt_needs_is_refused_before_it_is_sent(edge: Edge) -> None:
+    """By its length; the limit follows from the context of 4,096 tokens."""
+    reader, writer = await edge.connect()
+
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
+    answer = await reader.readuntil(b"\r\n\r\n")
+
+    assert b" 413 " in answer.splitlines()[0]
+    writer.close()
+
+
+async def test_a_chunked_body_is_counted_while_it_comes(edge: Edge) -> None:
+    """It has no length to be refused by."""
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 64 << 20:
+            sent += 1 << 14
+            yield b" " * (1 << 14)
+
+    with suppress(aiohttp.ClientConnectionError):  # it may still have been sending
+        async with edge.session.post(f"{edge.url}/v1/completions", data=chunks()) as answer:
+            assert answer.status == 413
+
+    assert sent < 8 << 20
+
+
+async def test_a_prompt_that_fills_the_context_fits_however_it_is_written(edge: Edge) -> None:
+    """Ids one to a line, and text with every character escaped."""
+    ids = json.dumps({"model": "m", "prompt": [65] * 4000, "max_tokens": 8}, indent=8)
+    text = '{"model": "m", "max_tokens": 8, "prompt": "%s"}' % ("\\u0041" * 4000)
+    for body in (ids, text):
+        edge.router.taken += 1
+        edge.router.workers.on_decode(
+            url_of(DECODE_1), stream=[[(FrameKind.CONTENT, b"{}"), REPORT]]
+        )
+        async with edge.session.post(f"{edge.url}/v1/completions", data=body) as answer:
+            assert answer.status == 200, await answer.text()
