@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test coverage check bench format clean
+.PHONY: help up test chaos coverage check bench bench-view format clean sim sim-recall
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,15 @@ up: $(VENV)/.runtime ## Start two datacenters, a router and Redis on this machin
 test: $(VENV)/.dev ## Run the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
+sim: $(VENV)/.dev ## Simulate the fleet under faults: SEEDS=200, or SEED=7 with its story
+	@PYTHONPATH=tests $(BIN)/python -m sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(ARGS)
+
+sim-recall: $(VENV)/.dev ## Plant bugs in the code and see the simulation catch each
+	@PYTHONPATH=tests $(BIN)/python -m sim.recall $(ARGS)
+
+chaos: $(VENV)/.dev ## Real processes under real faults, then docs/promises.md from the verdicts
+	@PYTHONPATH=tests $(BIN)/python -m chaos --form long --out chaos-out --report docs/promises.md $(ARGS)
+
 coverage: $(VENV)/.dev ## Branch coverage of everything that runs in one process
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -q tests/unit tests/contract tests/property tests/model $(ARGS)
@@ -49,6 +58,9 @@ check: $(VENV)/.dev ## Lint, types, import rules
 
 bench: $(VENV)/.dev ## Router CPU and latency against direct access and a bare proxy
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-view: $(VENV)/.dev ## What following the store costs a router of 1,000 workers, against its limit
+	@$(BIN)/python -m benchmarks.view $(ARGS)
 
 format: $(VENV)/.dev ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
