@@ -109,6 +109,7 @@ async def run_router(
             policy_parameters=fleet.router.policy_parameters,
             clock=time.monotonic,
             seeds=Random(secrets.randbits(64)),
+            store_wait_s=fleet.store.call_timeout_s,
         )
         services = dispatcher.services
         feed = ViewFeed(
@@ -164,7 +165,8 @@ async def run_router(
             url=listener.url,
             admin_url=admin_url,
         )
-        listener.leave()
+        dispatcher.is_draining = True
+        await listener.leave(fleet.limits.leave_grace_s)
         await dispatcher.drain(fleet.limits.drain_s)
         await services.settle()
         await recorder.flush()

@@ -156,7 +156,7 @@ class LimitsConfig(Section):
     #: Seconds for a whole request, unless it asks for less.
     request_timeout_s: PositiveSeconds = 300.0
     #: A prefill worker answers a job at once with a location.
-    prefill_accept_timeout_s: PositiveSeconds = 2.0
+    prefill_accept_timeout_s: PositiveSeconds = 1.5
     #: No frame from a decode worker for this long while it waits for KV or computes: it is lost.
     decode_idle_timeout_s: PositiveSeconds = 4.0
     #: A decode worker with nothing to say yet says that it is alive.
@@ -217,6 +217,9 @@ class LimitsConfig(Section):
     key_keep_s: PositiveSeconds = 600.0
     #: A worker that failed a request gets no new ones from this router for so long.
     suspect_s: PositiveSeconds = 2.0
+    #: A router that leaves answers on idle connections for so long, that it leaves, before it closes
+    #: them: a request may be on its way, and load balancers look at readiness about once a second.
+    leave_grace_s: PositiveSeconds = 1.0
     #: Open requests get this long to finish after SIGTERM.
     drain_s: PositiveSeconds = 30.0
     #: Decision records in the router's memory, for the admin API without the store.

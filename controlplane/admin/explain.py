@@ -34,11 +34,14 @@ _FAILED: Final = {
     "DecodeRefused": "{worker} refused to decode",
     "DecodeWorkerLost": "{worker} was lost while it decoded",
     "DecodeTimedOut": "{worker} fell silent while it decoded",
+    "EngineStalled": "the engine of {worker} hung",
     "DecodeLeft": "{worker} left and handed its output over",
     "NoPlacement": "nobody else could take it then",
 }
 
-_BY_DECODE: Final = frozenset({"DecodeRefused", "DecodeWorkerLost", "DecodeTimedOut", "DecodeLeft"})
+_BY_DECODE: Final = frozenset(
+    {"DecodeRefused", "DecodeWorkerLost", "DecodeTimedOut", "EngineStalled", "DecodeLeft"}
+)
 
 #: A count of four figures or more that is not part of a name or a decimal.
 _LONG_COUNT: Final = re.compile(r"(?<![\w./:>-])\d{4,15}(?![\w/:>-]|\.\d)")

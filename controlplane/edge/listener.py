@@ -24,13 +24,15 @@ class Listener:
     url: str
     _server: BoundedServer
 
-    def leave(self) -> None:
+    async def leave(self, grace_s: float) -> None:
         """
-        Close connections that nothing is asked on.
+        Close connections that nothing is asked on, after a moment.
 
-        New ones are still taken, so that readiness and refusals can be told; every answer from now
-        on ends its connection.
+        A request may be on its way on any of them, and a connection that is closed under it is an
+        error without a status. So for `grace_s` they stay: who asks meanwhile is told that this
+        router leaves, and every answer ends its connection. New connections are still taken.
         """
+        await self._server.until_none_is_open(grace_s)
         self._server.close_idle()
 
 

@@ -182,11 +182,15 @@ class BoundedServer(Server):
             if isinstance(handler, BoundedHandler) and handler.is_idle:
                 handler.force_close()
 
-    async def close_all(self, within_s: float) -> None:
-        """Wait until what was written has been taken and all connections are closed, or cut them."""
+    async def until_none_is_open(self, within_s: float) -> None:
+        """Wait until all connections are closed, or for so long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._none_open.wait()
+
+    async def close_all(self, within_s: float) -> None:
+        """Wait until what was written has been taken and all connections are closed, or cut them."""
+        await self.until_none_is_open(within_s)
         for connection in tuple(self._open.values()):
             connection.transport.abort()
         if self._sweep is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from controlplane.config import LimitsConfig
+from controlplane.config import LimitsConfig, StoreConfig
 from controlplane.observe.metrics import RouterMetrics
 from controlplane.router.admission import Admission, decode_places
 from controlplane.router.coalescing import Coalescing
@@ -35,6 +35,7 @@ def assemble(
     policy_parameters: Mapping[str, Any],
     clock: Callable[[], float],
     seeds: Random,
+    store_wait_s: float = StoreConfig().call_timeout_s,
 ) -> Dispatcher:
     """
     A dispatcher with everything its flights share, which is its `services`.
@@ -60,6 +61,7 @@ def assemble(
         policy_parameters=policy_parameters,
         clock=clock,
         seeds=seeds,
+        store_wait_s=store_wait_s,
         retry_budget=RetryBudget(
             share=limits.retry_share, floor=limits.retry_floor, in_flight=in_flight
         ),
@@ -70,7 +72,10 @@ def assemble(
             clock=clock,
         ),
         quarantine=Quarantine(
-            deaths_max=limits.quarantine_deaths, window_s=limits.quarantine_s, clock=clock
+            deaths_max=limits.quarantine_deaths,
+            window_s=limits.quarantine_s,
+            workers=lambda: len(tracker.view().workers),
+            clock=clock,
         ),
         keys=KeyKeeper(
             store,
@@ -78,6 +83,7 @@ def assemble(
             owner=router_id,
             ttl_s=limits.key_ttl_s,
             keep_s=limits.key_keep_s,
+            clock=clock,
         ),
     )
     budget = services.retry_budget

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from controlplane.domain.cluster import WorkerView
 from controlplane.router.services import Services
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """An attempt that ended with its worker."""
+
+    #: The worker has said itself that its engine hangs; otherwise its process is looked for.
+    is_certain: bool
+    #: It may have got the job; whoever comes after a death is not to blame.
+    was_there: bool
+    #: Tokens of output now, and when the attempt began.
+    tokens: int
+    tokens_at_begin: int
+    #: How long the attempt lasted.
+    exposure_s: float
 
 
 class Autopsy:
@@ -21,26 +38,21 @@ class Autopsy:
         #: The worker and its life that ended last, and the tokens of output then.
         self._last: tuple[str, str, int] | None = None
 
-    async def examine(
-        self, worker: WorkerView, *, was_there: bool, tokens: int, tokens_at_begin: int
-    ) -> None:
-        """
-        A worker broke off.
-
-        Args:
-            worker: As it was chosen.
-            was_there: It may have got the job; whoever comes after a death is not to blame.
-            tokens: Tokens of output there are now.
-            tokens_at_begin: And when its attempt began.
-        """
-        if not await self._services.workers.has_died(worker.url, worker.incarnation):
+    async def examine(self, worker: WorkerView, case: Case) -> None:
+        """A worker broke off, or said that its engine hangs: note it, and who is to blame."""
+        if not case.is_certain and not await self._services.workers.has_died(
+            worker.url, worker.incarnation
+        ):
             return
         self._services.quarantine.died(worker.incarnation)
-        if not was_there:
+        if not case.was_there:
             return
-        last, self._last = self._last, (worker.worker_id, worker.incarnation, tokens)
-        is_the_same_token = last is not None and last[2] == tokens
+        last, self._last = self._last, (worker.worker_id, worker.incarnation, case.tokens)
+        is_the_same_token = last is not None and last[2] == case.tokens
         if last is not None and is_the_same_token:
-            self._services.blame(self._digest, last[0], last[1])
-        if is_the_same_token or tokens == tokens_at_begin:
-            self._services.blame(self._digest, worker.worker_id, worker.incarnation)
+            self._blame(last[0], last[1], case)
+        if is_the_same_token or case.tokens == case.tokens_at_begin:
+            self._blame(worker.worker_id, worker.incarnation, case)
+
+    def _blame(self, worker_id: str, incarnation: str, case: Case) -> None:
+        self._services.blame(self._digest, worker_id, incarnation, exposure_s=case.exposure_s)

@@ -70,15 +70,21 @@ class Dispatcher:
         keys = self._services.keys
         with self._counted():
             async with (
-                keys.claimed(incoming.idempotency_key, incoming.digest),
+                keys.claimed(incoming.idempotency_key, incoming.digest) as store_waited_s,
                 self._admission.place(incoming.tenant, deadline_s=incoming.deadline_s),
             ):
-                return await self._serve(incoming, sink)
+                return await self._serve(incoming, sink, store_waited_s)
 
-    async def _serve(self, incoming: Incoming, sink: ClientSink) -> Flight:
+    async def _serve(self, incoming: Incoming, sink: ClientSink, store_waited_s: float) -> Flight:
         """Fly a request that has its place."""
         self._sequence += 1
-        flight = Flight(self._services, incoming, sink, sequence=self._sequence)
+        flight = Flight(
+            self._services,
+            incoming,
+            sink,
+            sequence=self._sequence,
+            store_waited_s=store_waited_s,
+        )
         try:
             await self._fly(flight, incoming)
             await flight.tell()

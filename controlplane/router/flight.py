@@ -22,10 +22,10 @@ from controlplane.errors import (
     WorkerTimeout,
     WorkerUnreached,
 )
-from controlplane.router.autopsy import Autopsy
+from controlplane.router.autopsy import Autopsy, Case
 from controlplane.router.holdings import Holdings
 from controlplane.router.incoming import Incoming
-from controlplane.router.jobs import decode_job, final_error, prefill_job, terms_of
+from controlplane.router.jobs import answer_headers, decode_job, final_error, prefill_job, terms_of
 from controlplane.router.output import Output, Taken
 from controlplane.router.records import Attempt, DecisionRecord, Timeline
 from controlplane.router.services import Services
@@ -52,7 +52,13 @@ class Flight:
     """One request: its life, what it holds, and what will be recorded of it."""
 
     def __init__(
-        self, services: Services, incoming: Incoming, sink: ClientSink, *, sequence: int
+        self,
+        services: Services,
+        incoming: Incoming,
+        sink: ClientSink,
+        *,
+        sequence: int,
+        store_waited_s: float = 0.0,
     ) -> None:
         self._services = services
         self._incoming = incoming
@@ -68,7 +74,7 @@ class Flight:
         self._attempts: list[Attempt] = []
         #: What the record's `Timeline` is made of, as far as it has happened.
         self._times = {"parsed_s": incoming.parsed_s - incoming.accepted_s}
-        self._holdings = Holdings(services)
+        self._holdings = Holdings(services, store_waited_s=store_waited_s)
         self._output = Output(incoming.output, incoming.tokens.width_bytes)
         self._autopsy = Autopsy(services, incoming.digest)
         self._prefill: WorkerView | None = None
@@ -94,17 +100,7 @@ class Flight:
     @property
     def headers(self) -> dict[str, str]:
         """Headers that say who served the request, as far as it got."""
-        headers = {
-            "x-request-id": self._incoming.request_id,
-            "x-prfaas-decision": self._incoming.decision_id,
-        }
-        placement = self._placement
-        if placement is not None:
-            headers["x-prfaas-prefill"] = placement.prefill_worker
-            headers["x-prfaas-decode"] = placement.decode_worker
-        if self._incoming.client_request_id is not None:
-            headers["x-client-request-id"] = self._incoming.client_request_id
-        return headers
+        return answer_headers(self._incoming, self._placement)
 
     # --- The loop -----------------------------------------------------------------------------
 
@@ -172,8 +168,8 @@ class Flight:
                 event = await self._relay()
             case life.AskRetry(code, after_pause):
                 event = await self._ask_retry(code, after_pause=after_pause)
-            case life.Blame(worker_id):
-                await self._blame(worker_id)
+            case life.Blame(worker_id, is_certain):
+                await self._blame(worker_id, is_certain=is_certain)
             case life.Fail(code):
                 await self._fail(code)
             case _:
@@ -224,15 +220,17 @@ class Flight:
             return life.RetryGranted()
         return life.RetryDenied(code)
 
-    async def _blame(self, worker_id: str) -> None:
+    async def _blame(self, worker_id: str, *, is_certain: bool) -> None:
         worker = self._prefill if self.life.prefill_worker == worker_id else self._decode
         assert worker is not None, "a worker of this attempt"
-        await self._autopsy.examine(
-            worker,
+        case = Case(
+            is_certain=is_certain,
             was_there=self._was_reached,
             tokens=len(self._output),
             tokens_at_begin=self._output_at_begin,
+            exposure_s=self._elapsed_s() - self._times["decided_s"],
         )
+        await self._autopsy.examine(worker, case)
 
     def _decide(self, excluded: tuple[str, ...]) -> life.Event:
         incoming, services = self._incoming, self._services
@@ -318,7 +316,7 @@ class Flight:
             return life.PrefillRefused()
         except WorkerTimeout as error:
             self._failure = error.message
-            return life.PrefillTimedOut()
+            return self._holdings.with_verdict_on_link(life.PrefillTimedOut())
         except PeerError as error:
             self._failure = error.message
             self._was_reached = not isinstance(error, WorkerUnreached)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView, link_id
 from controlplane.domain.decision import Placement, Prediction
 from controlplane.domain.prefix import BlockHash
-from controlplane.errors import StoreError
+from controlplane.errors import StoreError, StoreTimeout
 from controlplane.router.coalescing import Lead
 from controlplane.router.incoming import Incoming
 from controlplane.router.services import Services
@@ -24,8 +26,16 @@ _PREFILL_TTL_SLACK_S = 5.0
 class Holdings:
     """Claim in the view, reservation in the store, place in the retry budget, led prefix."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, *, store_waited_s: float = 0.0) -> None:
+        """
+        Nothing is held.
+
+        Args:
+            services: Where everything is taken from.
+            store_waited_s: What the request has waited for the store already.
+        """
         self._services = services
+        self._store_waited_s = store_waited_s
         self._claim: Claim | None = None
         self._is_prefill_claimed = False
         self._lead: Lead | None = None
@@ -65,7 +75,7 @@ class Holdings:
         # Held from here on: a call that is cancelled or times out may have been granted.
         self.reservation = self._asked(job_id, prediction, prefill, decode)
         try:
-            reply = await services.store.reserve(self.reservation)
+            reply = await self._ask(self.reservation)
         except StoreError:
             # Soft state only: without the store the workers themselves refuse what is too much.
             services.metrics.store_errors_total.labels("reserve").inc()
@@ -100,6 +110,22 @@ class Holdings:
             link=self._claim.link,
             link_bytes=self._claim.link_bytes,
         )
+
+    async def _ask(self, reservation: Reservation) -> ReserveReply:
+        """Reserve within what is left of the request's wait for the store."""
+        store = self._services.store
+        if not self._store_waited_s:
+            return await store.reserve(reservation)
+        left_s = self._services.store_wait_s - self._store_waited_s
+        # The next attempt waits anew: an attempt fails of other things than a slow store.
+        self._store_waited_s = 0.0
+        if left_s <= 0:
+            raise StoreTimeout("the store has been waited for long enough")
+        try:
+            async with asyncio.timeout(left_s):
+                return await store.reserve(reservation)
+        except TimeoutError as error:
+            raise StoreTimeout("the store did not answer within the rest of its time") from error
 
     def lead(self, hashes: tuple[BlockHash, ...], block_tokens: int, prefill_worker: str) -> None:
         """Compute a prefix that others may wait for."""
@@ -137,7 +163,7 @@ class Holdings:
 
     def with_verdict_on_link(self, event: life.Event) -> life.Event:
         """The event that ended an attempt, told to the view when it was the link that failed."""
-        if isinstance(event, life.LinkDown | life.LinkStalled):
+        if isinstance(event, life.LinkDown | life.LinkStalled | life.PrefillTimedOut):
             self._judge_link(is_ok=False)
         return event
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from controlplane.config import LimitsConfig
 from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView
+from controlplane.domain.decision import Placement
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import PrfaasError, error_for
 from controlplane.router.incoming import Incoming
@@ -86,6 +87,20 @@ def decode_job(
         output=incoming.output,
         deadline_s=remaining_s,
     )
+
+
+def answer_headers(incoming: Incoming, placement: Placement | None) -> dict[str, str]:
+    """Headers that say who served a request, as far as it got."""
+    headers = {
+        "x-request-id": incoming.request_id,
+        "x-prfaas-decision": incoming.decision_id,
+    }
+    if placement is not None:
+        headers["x-prfaas-prefill"] = placement.prefill_worker
+        headers["x-prfaas-decode"] = placement.decode_worker
+    if incoming.client_request_id is not None:
+        headers["x-client-request-id"] = incoming.client_request_id
+    return headers
 
 
 def final_error(code: str, *, attempts: int, detail: str) -> PrfaasError:

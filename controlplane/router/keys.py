@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from controlplane.errors import KeyInUse, KeyMismatch, StoreError
@@ -33,7 +33,9 @@ class KeyKeeper:
         owner: str,
         ttl_s: float,
         keep_s: float,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._store = store
         self._metrics = metrics
         self._owner = owner
@@ -41,22 +43,28 @@ class KeyKeeper:
         self._keep_s = keep_s
         #: Keys of running requests, and what request each stands for.
         self._running: dict[str, str] = {}
+        #: Releases on their way; no answer waits for them.
+        self._releases: dict[str, asyncio.Task[None]] = {}
 
     def __repr__(self) -> str:
         return f"<KeyKeeper {len(self._running)} running>"
 
     @asynccontextmanager
-    async def claimed(self, key: str | None, digest: str) -> AsyncIterator[None]:
+    async def claimed(self, key: str | None, digest: str) -> AsyncIterator[float]:
         """
         Hold a key while its request runs; nothing at all for a request without one.
+
+        Yields:
+            Seconds that were waited for the store.
 
         Raises:
             KeyInUse: A request with it still runs.
             KeyMismatch: It was used for another request.
         """
         if key is None:
-            yield
+            yield 0.0
             return
+        began_s = self._clock()
         known = self._running.get(key)
         if known is not None:
             raise KeyMismatch(_MISMATCH) if known != digest else KeyInUse(_IN_USE, retry_after_s=1)
@@ -68,11 +76,16 @@ class KeyKeeper:
             if refusal is not None:
                 is_ours = False
                 raise refusal
-            yield
+            yield self._clock() - began_s
         finally:
             del self._running[key]
             if is_ours:
-                await self._release(key)
+                self._let_go(key)
+
+    async def settle(self) -> None:
+        """Wait for the releases on their way; each is bounded by its call's own timeout."""
+        if self._releases:
+            await asyncio.wait(tuple(self._releases.values()))
 
     async def run(self) -> None:
         """Renew the claims of running requests until cancelled."""
@@ -89,6 +102,10 @@ class KeyKeeper:
 
     async def _refusal(self, key: str, digest: str) -> KeyInUse | KeyMismatch | None:
         """Claim a key in the store; what stands against it."""
+        before = self._releases.get(key)
+        if before is not None:
+            # Or it would undo this claim.
+            await asyncio.wait((before,))
         try:
             claim = await self._store.claim_key(
                 key, owner=self._owner, digest=digest, ttl_s=self._ttl_s
@@ -101,6 +118,16 @@ class KeyKeeper:
         if claim == "mismatch":
             return KeyMismatch(_MISMATCH)
         return None
+
+    def _let_go(self, key: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._release(key))
+        self._releases[key] = task
+
+        def done(ended: asyncio.Task[None]) -> None:
+            if self._releases.get(key) is ended:
+                del self._releases[key]
+
+        task.add_done_callback(done)
 
     async def _release(self, key: str) -> None:
         try:

@@ -31,7 +31,7 @@ _Failure: TypeAlias = type[
     | life.LeaseExpired
     | life.SegmentFailed
     | life.DecodeRefused
-    | life.DecodeTimedOut
+    | life.EngineStalled
     | life.DecodeLeft
     | life.DecodeWorkerLost
     | life.DeadlinePassed
@@ -45,7 +45,7 @@ _EVENTS: dict[str, _Failure] = {
     SegmentStale.code: life.LeaseExpired,
     SegmentFailed.code: life.SegmentFailed,
     WorkerRefused.code: life.DecodeRefused,
-    WorkerTimeout.code: life.DecodeTimedOut,
+    WorkerTimeout.code: life.EngineStalled,
     Draining.code: life.DecodeLeft,
     DeadlineExceeded.code: life.DeadlinePassed,
 }

@@ -13,25 +13,40 @@ from collections.abc import Callable
 #: Requests and deaths that are remembered; the oldest are forgotten beyond that.
 _REMEMBERED_MAX = 4096
 
-#: A request must have been present at this part of all deaths of the time. Workers that die of
-#: something else meet each request rarely; a poisonous one is there each time.
-_GUILTY_SHARE = 0.5
+#: A request is blamed when the chance that it met so many deaths by accident is below this.
+_ACCIDENT_MAX = 1e-5
+
+#: Deaths of a shorter time than this say nothing of how often workers die of something else.
+_SPAN_MIN_S = 30.0
+
+#: How long a request is taken to have run where it met a death that another router tells of.
+_EXPOSURE_S = 1.0
 
 
 class Quarantine:
     """Deaths of worker lives by the requests that ran there, of the last `window_s`."""
 
-    def __init__(self, *, deaths_max: int, window_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        deaths_max: int,
+        window_s: float,
+        workers: Callable[[], int],
+        clock: Callable[[], float],
+    ) -> None:
         """
         Nobody is suspected.
 
         Args:
-            deaths_max: Different worker lives that a request may have ended, >= 1.
+            deaths_max: Different worker lives that a request may have ended, >= 1; more while
+                workers die of something else.
             window_s: Deaths count, and a quarantine lasts, for so long.
+            workers: How many there are, >= 1.
             clock: Monotonic seconds.
         """
         self._deaths_max = deaths_max
         self._window_s = window_s
+        self._workers = workers
         self._clock = clock
         #: Worker lives that ended, and when.
         self._deaths: OrderedDict[str, float] = OrderedDict()
@@ -49,19 +64,37 @@ class Quarantine:
         self._deaths.setdefault(incarnation, self._clock())
         _bound(self._deaths)
 
-    def blame(self, digest: str, incarnation: str) -> None:
-        """A request made no progress on a worker life, and that life ended."""
+    def blame(self, digest: str, incarnation: str, exposure_s: float = _EXPOSURE_S) -> None:
+        """
+        A request made no progress on a worker life, and that life ended.
+
+        Args:
+            digest: Names the request.
+            incarnation: The life.
+            exposure_s: How long the request was there.
+        """
         self.died(incarnation)
         present = self._present.setdefault(digest, set())
         present.add(incarnation)
         self._present.move_to_end(digest)
         _bound(self._present)
         present &= self._deaths.keys()
-        is_often = len(present) >= self._deaths_max
-        if is_often and len(present) >= _GUILTY_SHARE * len(self._deaths):
+        if len(present) >= self._deaths_max and self._is_no_accident(len(present), exposure_s):
             self._until_s[digest] = self._clock() + self._window_s
             self._until_s.move_to_end(digest)
             _bound(self._until_s)
+
+    def _is_no_accident(self, met: int, exposure_s: float) -> bool:
+        """
+        Whether a bystander would hardly have met so many deaths.
+
+        The other deaths of the time say how often a worker dies of something else; a bystander
+        meets one during its exposure with that chance, and `met` of them with its power.
+        """
+        others = len(self._deaths) - met
+        span_s = max(_SPAN_MIN_S, self._clock() - next(iter(self._deaths.values())))
+        chance: float = others * exposure_s / (span_s * max(1, self._workers()))
+        return chance < 1 and chance**met <= _ACCIDENT_MAX
 
     def refuses(self, digest: str) -> bool:
         """Whether a request is not to be tried (again)."""

@@ -50,6 +50,8 @@ class Services:
     clock: Callable[[], float]
     #: Draws the seed of each decision.
     seeds: Random
+    #: What a request waits for the store altogether before its work begins, seconds.
+    store_wait_s: float
     retry_budget: RetryBudget
     coalescing: Coalescing
     quarantine: Quarantine
@@ -92,9 +94,9 @@ class Services:
         """What a worker did with an attempt."""
         self.tracker.outcome(worker_id, incarnation, kind)
 
-    def blame(self, digest: str, worker_id: str, incarnation: str) -> None:
+    def blame(self, digest: str, worker_id: str, incarnation: str, *, exposure_s: float) -> None:
         """A request ended a worker: count it here, and tell the other routers behind the request."""
-        self.quarantine.blame(digest, incarnation)
+        self.quarantine.blame(digest, incarnation, exposure_s)
         _log.warning("request.blamed", worker=worker_id, incarnation=incarnation)
         self._behind(self._tell_of_blame(Blamed(digest, worker_id, incarnation)))
 
@@ -130,6 +132,7 @@ class Services:
 
     async def settle(self) -> None:
         """Wait for what goes on behind requests; each is bounded by its own timeout."""
+        await self.keys.settle()
         if self._errands:
             await asyncio.wait(tuple(self._errands))
 

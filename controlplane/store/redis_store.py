@@ -264,7 +264,7 @@ class RedisStore:
     async def release_key(self, key: str, *, owner: str, keep_s: float) -> None:
         """End the claim of an idempotency key; see `release_key.lua`."""
         command = commands.release_key(self._keys, key, owner=owner, keep_s=keep_s)
-        # The end of an answer waits for it.
+        # The next request with this key waits for it.
         await self._run("release_key", command, timeout_s=self._config.call_timeout_s)
 
     async def blame(self, blamed: Blamed) -> None:

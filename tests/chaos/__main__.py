@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="write the table of promises there")
     parser.add_argument("scenario", nargs="*", help="names; all of them without any")
     given = parser.parse_args()
+    # Processes are started in directories of their own.
+    given.out = given.out.resolve()
     chosen = [
         scenario
         for scenario in all_scenarios(given.form)

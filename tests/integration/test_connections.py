@@ -234,6 +234,9 @@ async def test_a_listener_that_leaves_closes_what_is_idle_and_finishes_what_is_n
         idle_reader, idle_writer = await edge.connect()
         idle_writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         await answered(idle_reader)
+        late_reader, late_writer = await edge.connect()
+        late_writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await answered(late_reader)
         edge.router.taken += 1
         reader, writer = await edge.connect()
         writer.write(raw_request())
@@ -242,8 +245,15 @@ async def test_a_listener_that_leaves_closes_what_is_idle_and_finishes_what_is_n
         half_writer.write(HALF_A_HEAD)
         await asyncio.sleep(0.05)
 
-        edge.listener.leave()
+        edge.router.dispatcher.is_draining = True
+        leaving = asyncio.ensure_future(edge.listener.leave(0.3))
+        await asyncio.sleep(0.05)
+        late_writer.write(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        told = await ends(late_reader)
         draining = asyncio.ensure_future(edge.router.dispatcher.drain(5))
+        await leaving
+
+        assert b"connection: close" in told.lower(), "a request on its way is answered"
 
         assert await ends(idle_reader) == b""
         half_writer.write(b"Content-Length: 2\r\n\r\n{}")
@@ -256,7 +266,7 @@ async def test_a_listener_that_leaves_closes_what_is_idle_and_finishes_what_is_n
         assert b"connection: close" in answer.lower()
         assert answer.endswith(b"\r\n\r\n{}")
         assert await draining
-        for one in (idle_writer, writer, half_writer):
+        for one in (idle_writer, late_writer, writer, half_writer):
             one.close()
 
 

@@ -31,6 +31,7 @@ from controlplane.domain.lifecycle import (
     DecodeRefused,
     DecodeTimedOut,
     DecodeWorkerLost,
+    EngineStalled,
     Event,
     Fail,
     Finish,
@@ -114,6 +115,7 @@ EVENTS: tuple[Event, ...] = (
     DecodeRefused(),
     DecodeWorkerLost(),
     DecodeTimedOut(),
+    EngineStalled(),
     DecodeLeft(),
     FirstToken(),
     FirstToken(has_tokens=False),
@@ -130,7 +132,7 @@ ENDS: frozenset[type] = frozenset({ClientGone, DeadlinePassed, RouterLeft, Route
 
 _WAITS = {Placed, NoPlacement, RetryGranted, RetryDenied}
 _TRANSFER = {LinkDown, LinkStalled, KvChunkCorrupt, LeaseExpired, SegmentFailed}
-_DECODE = {DecodeWorkerLost, DecodeTimedOut, DecodeLeft}
+_DECODE = {DecodeWorkerLost, DecodeTimedOut, EngineStalled, DecodeLeft}
 
 #: The table once more, written from the picture of the life cycle.
 LEGAL: dict[State, frozenset[type]] = {

@@ -102,7 +102,12 @@ class DecodeWorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTimedOut:
-    """The decode worker fell silent, or says that it lives and makes no token."""
+    """The decode worker fell silent, or says that it works and makes no token."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStalled:
+    """The decode worker says itself that its engine hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,7 @@ Event: TypeAlias = (
     | DecodeRefused
     | DecodeWorkerLost
     | DecodeTimedOut
+    | EngineStalled
     | DecodeLeft
     | FirstToken
     | StreamEnded

@@ -69,6 +69,8 @@ class Blame:
     """A worker broke off: if its process has died, note what it was running."""
 
     worker_id: str
+    #: It has said itself that it hangs: nobody need look whether it has died.
+    is_certain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

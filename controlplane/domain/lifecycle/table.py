@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from controlplane.domain.health import Outcome
 from controlplane.domain.lifecycle.events import (
@@ -29,6 +29,7 @@ from controlplane.domain.lifecycle.events import (
     DecodeRefused,
     DecodeTimedOut,
     DecodeWorkerLost,
+    EngineStalled,
     Event,
     FirstToken,
     KvChunkCorrupt,
@@ -204,6 +205,10 @@ def _stream_ended(life: Life, _: Event) -> _Step:
     return life, (Finish(State.DONE, "ok"),)
 
 
+#: Whether the request may be what ended its worker: never, if that has died, or by its own word.
+_Blames: TypeAlias = Literal["nobody", "if_dead", "surely"]
+
+
 # --- An attempt that fails --------------------------------------------------------------------
 
 
@@ -227,25 +232,25 @@ def _prefill_refused(life: Life, _: Event) -> _Step:
 
 
 def _prefill_fails(
-    code: str, kind: Outcome | None = None, *, may_have_died: bool = False
+    code: str, kind: Outcome | None = None, *, blames: _Blames = "nobody"
 ) -> Callable[[Life, Event], _Step]:
     """A step that leaves the prefill worker out and says what speaks against it."""
 
     def step(life: Life, _: Event) -> _Step:
         worker = life.prefill_worker
-        return _again(life, (worker,), code, *_verdicts(worker, kind, may_have_died=may_have_died))
+        return _again(life, (worker,), code, *_verdicts(worker, kind, blames=blames))
 
     return step
 
 
 def _decode_fails(
-    code: str, kind: Outcome | None = None, *, may_have_died: bool = False
+    code: str, kind: Outcome | None = None, *, blames: _Blames = "nobody"
 ) -> Callable[[Life, Event], _Step]:
     """A step that leaves the decode worker out; output that is there goes on elsewhere."""
 
     def step(life: Life, _: Event) -> _Step:
         worker = life.decode_worker
-        verdicts = _verdicts(worker, kind, may_have_died=may_have_died)
+        verdicts = _verdicts(worker, kind, blames=blames)
         if life.state is not State.DECODING:
             return _again(life, (worker,), code, *verdicts)
         if life.terms.can_resume and life.has_tokens:
@@ -276,11 +281,11 @@ def _migrate(life: Life, code: str, *verdicts: Instruction) -> _Step:
     return _again(life, (life.decode_worker,), code, *verdicts)
 
 
-def _verdicts(
-    worker_id: str, kind: Outcome | None, *, may_have_died: bool
-) -> tuple[Instruction, ...]:
+def _verdicts(worker_id: str, kind: Outcome | None, *, blames: _Blames) -> tuple[Instruction, ...]:
     verdict = () if kind is None else (Judge(worker_id, kind),)
-    return (*verdict, Blame(worker_id)) if may_have_died else verdict
+    if blames == "nobody":
+        return verdict
+    return (*verdict, Blame(worker_id, is_certain=blames == "surely"))
 
 
 def _retry_granted(life: Life, _: Event) -> _Step:
@@ -294,8 +299,9 @@ def _retry_denied(life: Life, event: Event) -> _Step:
 
 _Handler: TypeAlias = Callable[[Life, Event], _Step]
 
-_DECODE_LOST = _decode_fails("worker_lost", "lost", may_have_died=True)
+_DECODE_LOST = _decode_fails("worker_lost", "lost", blames="if_dead")
 _DECODE_TIMED_OUT = _decode_fails("worker_timeout", "timeout")
+_ENGINE_STALLED = _decode_fails("worker_timeout", "timeout", blames="surely")
 _DECODE_LEFT = _decode_fails("worker_lost")
 
 _TABLE: dict[tuple[State, type], _Handler] = {
@@ -312,12 +318,10 @@ _TABLE: dict[tuple[State, type], _Handler] = {
     (State.QUEUED, ReservationRefused): _reservation_refused,
     (State.PREFILLING, PrefillAccepted): _prefill_accepted,
     (State.PREFILLING, PrefillRefused): _prefill_refused,
-    (State.PREFILLING, PrefillWorkerLost): _prefill_fails(
-        "worker_lost", "lost", may_have_died=True
-    ),
+    (State.PREFILLING, PrefillWorkerLost): _prefill_fails("worker_lost", "lost", blames="if_dead"),
     (State.PREFILLING, PrefillTimedOut): _prefill_fails("worker_timeout", "timeout"),
     (State.TRANSFERRING, FirstToken): _first_token,
-    (State.TRANSFERRING, LinkDown): _prefill_fails("link_down", "lost", may_have_died=True),
+    (State.TRANSFERRING, LinkDown): _prefill_fails("link_down", "lost", blames="if_dead"),
     (State.TRANSFERRING, LinkStalled): _prefill_fails("link_stalled", "stalled"),
     (State.TRANSFERRING, KvChunkCorrupt): _prefill_fails("chunk_corrupt", "corrupt"),
     (State.TRANSFERRING, LeaseExpired): _prefill_fails("segment_stale"),
@@ -325,10 +329,12 @@ _TABLE: dict[tuple[State, type], _Handler] = {
     (State.TRANSFERRING, DecodeRefused): _decode_fails("worker_refused", "refused"),
     (State.TRANSFERRING, DecodeWorkerLost): _DECODE_LOST,
     (State.TRANSFERRING, DecodeTimedOut): _DECODE_TIMED_OUT,
+    (State.TRANSFERRING, EngineStalled): _ENGINE_STALLED,
     (State.TRANSFERRING, DecodeLeft): _DECODE_LEFT,
     (State.DECODING, StreamEnded): _stream_ended,
     (State.DECODING, DecodeWorkerLost): _DECODE_LOST,
     (State.DECODING, DecodeTimedOut): _DECODE_TIMED_OUT,
+    (State.DECODING, EngineStalled): _ENGINE_STALLED,
     (State.DECODING, DecodeLeft): _DECODE_LEFT,
 }
 

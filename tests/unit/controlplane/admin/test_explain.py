@@ -70,6 +70,7 @@ def test_a_first_attempt_that_failed_is_told_with_its_worker() -> None:
         ("DecodeRefused", "west/d1 refused to decode"),
         ("DecodeWorkerLost", "west/d1 was lost while it decoded"),
         ("DecodeTimedOut", "west/d1 fell silent while it decoded"),
+        ("EngineStalled", "the engine of west/d1 hung"),
         ("DecodeLeft", "west/d1 left and handed its output over"),
         ("SomethingNew", "west/d1 ended it with SomethingNew"),
     ],

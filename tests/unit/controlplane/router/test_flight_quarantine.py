@@ -24,6 +24,7 @@ from router_builders import (
 from controlplane.config import LimitsConfig
 from controlplane.edge.sink import WholeSink
 from controlplane.errors import RequestQuarantined, StoreTimeout, WorkerLost, WorkerUnreached
+from controlplane.router.memory_workers import Gate
 from controlplane.store.api import Blamed
 from controlplane.store.codec import FIRST
 from controlplane.wire import Sampling
@@ -228,14 +229,31 @@ async def test_the_same_token_counts_also_where_output_begins_anew(router: Memor
 async def test_requests_of_a_worker_that_dies_of_something_else_go_on(
     router: MemoryRouter,
 ) -> None:
-    """It was at two of six deaths: less than half."""
+    """Four others died meanwhile: whoever waits for half a second each may well meet two."""
     for number in range(4):
         router.services.quarantine.died(f"elsewhere-{number}")
     dies(router, EAST_1, EAST_2)
-    for worker_id in (EAST_1, EAST_2):
-        router.workers.on_prefill(url_of(worker_id), LOST)
+    gates = {worker_id: Gate() for worker_id in (EAST_1, EAST_2)}
+    for worker_id, gate in gates.items():
+        router.workers.on_prefill(url_of(worker_id), gate, LOST)
 
-    flight = await router.serve(digest="d", text="x" * 101)
+    running = router.send(digest="d", text="x" * 101)
+    for gate in gates.values():
+        await gate.reached()
+        router.clock.advance(0.5)
+        gate.open()
+    flight = await running
 
     assert flight.error is None
     assert router.workers.of_kind("prefill")[-1].url == url_of(WEST_1)
+
+
+async def test_a_request_that_hangs_its_engines_is_refused_too(router: MemoryRouter) -> None:
+    """The workers live and say it themselves: nobody need look for their processes."""
+    for worker_id in (DECODE_1, DECODE_2):
+        router.workers.on_decode(url_of(worker_id), stream=[[a_failure("worker_timeout")]])
+
+    flight = await router.serve(digest="d")
+
+    assert isinstance(flight.error, RequestQuarantined)
+    assert router.services.quarantine.refuses("d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from controlplane.domain.decision import Placement, Prediction
 from controlplane.domain.prefix import block_hashes
 from controlplane.errors import StoreUnavailable
 from controlplane.router.holdings import Holdings
+from controlplane.router.memory_workers import Gate
 from controlplane.wire import Reservation, ReserveReply
 
 TOKENS = 100
@@ -40,7 +42,9 @@ def worker(router: MemoryRouter, worker_id: str) -> WorkerView:
     return found
 
 
-def claimed(router: MemoryRouter, prefill_id: str = EAST_1) -> Holdings:
+def claimed(
+    router: MemoryRouter, prefill_id: str = EAST_1, *, store_waited_s: float = 0.0
+) -> Holdings:
     """An attempt that is counted in the router's view."""
     prefill, decode = worker(router, prefill_id), worker(router, DECODE_1)
     placement = Placement(
@@ -49,7 +53,7 @@ def claimed(router: MemoryRouter, prefill_id: str = EAST_1) -> Holdings:
         decode_worker=decode.worker_id,
         decode_datacenter=decode.datacenter,
     )
-    holdings = Holdings(router.services)
+    holdings = Holdings(router.services, store_waited_s=store_waited_s)
     holdings.claim(placement, a_prediction(), prefill, decode)
     return holdings
 
@@ -163,6 +167,40 @@ async def test_a_refused_reservation_leaves_nothing(router: MemoryRouter) -> Non
     assert reply.refused_by == "prefill_gone"
     assert holdings.reservation is None
     assert counts(router) == (0, 0, 0)
+
+
+async def test_a_request_waits_for_the_store_once(router: MemoryRouter) -> None:
+    """What its idempotency key has used up of the 50 ms is not there for the reservation."""
+    holdings = claimed(router, store_waited_s=0.04)
+    router.store.before["reserve"].append(gate := Gate())
+    asking = asyncio.ensure_future(reserved(router, holdings))
+    await gate.reached()
+
+    router.clock.advance(0.011)
+
+    assert await asking is None
+    assert holdings.reservation is not None, "it may have been granted unheard"
+    holdings.give_back()
+
+
+async def test_a_request_that_has_waited_for_the_store_long_enough_asks_no_more(
+    router: MemoryRouter,
+) -> None:
+    holdings = claimed(router, store_waited_s=0.05)
+    calls = router.store.calls.count("reserve")
+
+    assert await reserved(router, holdings) is None
+
+    assert router.store.calls.count("reserve") == calls
+    holdings.give_back()
+
+
+async def test_a_further_attempt_may_wait_for_the_store_again(router: MemoryRouter) -> None:
+    holdings = claimed(router, store_waited_s=0.05)
+    await reserved(router, holdings)
+
+    assert await reserved(router, holdings) is not None
+    holdings.give_back()
 
 
 async def test_without_the_store_the_claim_stands(router: MemoryRouter) -> None:

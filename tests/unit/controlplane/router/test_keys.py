@@ -32,8 +32,8 @@ def metrics() -> RouterMetrics:
 
 
 @pytest.fixture
-def keys(store: ScriptedStore, metrics: RouterMetrics) -> KeyKeeper:
-    return KeyKeeper(store, metrics, owner="west/router-1", ttl_s=6.0, keep_s=600.0)
+def keys(store: ScriptedStore, metrics: RouterMetrics, clock: LoopClock) -> KeyKeeper:
+    return KeyKeeper(store, metrics, owner="west/router-1", ttl_s=6.0, keep_s=600.0, clock=clock)
 
 
 async def elsewhere(store: ScriptedStore, digest: str = "d") -> KeyClaim:
@@ -57,6 +57,7 @@ async def test_a_key_is_held_while_its_request_runs(keys: KeyKeeper, store: Scri
         running = repr(keys)
         while_running = await elsewhere(store)
 
+    await keys.settle()
     assert running == "<KeyKeeper 1 running>"
     assert while_running == "in_use"
     assert await elsewhere(store, "other") == "mismatch"
@@ -70,6 +71,7 @@ async def test_a_key_of_a_request_that_fails_is_released(
         async with keys.claimed("k", "d"):
             raise ZeroDivisionError
 
+    await keys.settle()
     assert repr(keys) == "<KeyKeeper 0 running>"
     assert await elsewhere(store) == "granted"
 
@@ -111,6 +113,7 @@ async def test_a_key_that_stands_for_another_request_is_refused(
 ) -> None:
     async with keys.claimed("k", "d"):
         pass
+    await keys.settle()
     calls = len(store.calls)
 
     with pytest.raises(KeyMismatch):
@@ -129,6 +132,7 @@ async def test_without_the_store_a_request_runs(
     async with keys.claimed("k", "d"):
         pass
 
+    await keys.settle()
     assert (errors(metrics, "claim_key"), errors(metrics, "release_key")) == (1, 1)
     assert repr(keys) == "<KeyKeeper 0 running>"
 
@@ -140,6 +144,7 @@ async def test_a_claim_that_was_made_unheard_is_released(
     async with keys.claimed("k", "d"):
         pass
 
+    await keys.settle()
     assert await elsewhere(store) == "granted"
 
 
@@ -157,6 +162,7 @@ async def test_a_claim_that_is_cancelled_on_its_way_is_released(
     running.cancel()
     await asyncio.wait([running])
 
+    await keys.settle()
     assert running.cancelled()
     assert repr(keys) == "<KeyKeeper 0 running>"
     assert await elsewhere(store) == "granted"
@@ -173,6 +179,7 @@ async def test_claims_are_renewed_as_long_as_their_requests_run(
             clock.advance(2.1)
         await a_few_turns(5)
         after_21_s = await elsewhere(store)
+    await keys.settle()
     await elsewhere(store)
     await store.release_key("k", owner=OTHER, keep_s=0.0)
     calls = len(store.calls)
@@ -212,3 +219,55 @@ async def test_a_renewal_that_fails_is_tried_again(
     assert not renewing.done()
     renewing.cancel()
     await asyncio.wait([renewing])
+
+
+async def test_no_answer_waits_for_a_release(keys: KeyKeeper, store: ScriptedStore) -> None:
+    """A frozen store would hold the end of every stream."""
+    store.before["release_key"].append(gate := Gate())
+
+    async with keys.claimed("k", "d"):
+        pass
+    await gate.reached()
+
+    assert repr(keys) == "<KeyKeeper 0 running>"
+    gate.open()
+    await keys.settle()
+    assert await elsewhere(store) == "granted"
+
+
+async def test_a_claim_comes_after_the_release_before_it(
+    keys: KeyKeeper, store: ScriptedStore
+) -> None:
+    """Or the release would undo it."""
+    store.before["release_key"].append(gate := Gate())
+    async with keys.claimed("k", "d"):
+        pass
+    await gate.reached()
+
+    async def again() -> KeyClaim:
+        async with keys.claimed("k", "d"):
+            return await elsewhere(store)
+
+    running = asyncio.ensure_future(again())
+    await a_few_turns()
+    gate.open()
+
+    assert await running == "in_use"
+
+
+async def test_the_wait_for_the_store_is_told(
+    keys: KeyKeeper, store: ScriptedStore, clock: LoopClock
+) -> None:
+    """What comes after it may wait so much less."""
+    store.before["claim_key"].append(gate := Gate())
+
+    async def waited_s() -> float:
+        async with keys.claimed("k", "d") as seconds:
+            return seconds
+
+    running = asyncio.ensure_future(waited_s())
+    await gate.reached()
+    clock.advance(0.03)
+    gate.open()
+
+    assert await running == pytest.approx(0.03, abs=0.02)

@@ -155,7 +155,7 @@ def test_what_came_before_a_failure_is_given() -> None:
         ("segment_stale", life.LeaseExpired, life.DecodeWorkerLost),
         ("segment_failed", life.SegmentFailed, life.DecodeWorkerLost),
         ("worker_refused", life.DecodeRefused, life.DecodeWorkerLost),
-        ("worker_timeout", life.DecodeTimedOut, life.DecodeTimedOut),
+        ("worker_timeout", life.EngineStalled, life.EngineStalled),
         ("draining", life.DecodeLeft, life.DecodeLeft),
         ("deadline_exceeded", life.DeadlinePassed, life.DeadlinePassed),
         ("internal_error", life.DecodeWorkerLost, life.DecodeWorkerLost),

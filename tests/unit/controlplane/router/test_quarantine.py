@@ -25,8 +25,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def quarantine(clock: Clock) -> Quarantine:
-    """Two deaths within 300 s."""
-    return Quarantine(deaths_max=2, window_s=300.0, clock=clock)
+    """Two deaths within 300 s, among eight workers."""
+    return Quarantine(deaths_max=2, window_s=300.0, workers=lambda: 8, clock=clock)
 
 
 def test_nobody_is_refused_at_first(quarantine: Quarantine) -> None:
@@ -65,27 +65,53 @@ def test_deaths_of_different_requests_do_not_add_up(quarantine: Quarantine) -> N
     assert not quarantine.refuses("b")
 
 
-def test_a_request_must_have_been_at_half_of_all_deaths(quarantine: Quarantine) -> None:
-    """When workers die of something else, each request has met a few of them by chance."""
+def test_who_meets_no_more_deaths_than_chance_explains_is_a_bystander(
+    quarantine: Quarantine,
+) -> None:
+    """With three other deaths in 30 s, a request of one second meets two once in 6,400 times."""
     for number in range(3):
         quarantine.died(f"other-{number}")
 
-    quarantine.blame("a", "i1")
-    quarantine.blame("a", "i2")
-    of_five = quarantine.refuses("a")
-    quarantine.blame("a", "i3")
+    quarantine.blame("a", "i1", 1.0)
+    quarantine.blame("a", "i2", 1.0)
+    of_two = quarantine.refuses("a")
+    quarantine.blame("a", "i3", 1.0)
 
-    assert not of_five
+    assert not of_two
     assert quarantine.refuses("a")
 
 
-def test_exactly_half_is_enough(quarantine: Quarantine) -> None:
-    quarantine.died("other-1")
-    quarantine.died("other-2")
-    quarantine.blame("a", "i1")
-    quarantine.blame("a", "i2")
+def test_who_was_there_for_a_moment_only_is_hardly_a_bystander(quarantine: Quarantine) -> None:
+    for number in range(3):
+        quarantine.died(f"other-{number}")
+
+    quarantine.blame("a", "i1", 0.05)
+    quarantine.blame("a", "i2", 0.05)
 
     assert quarantine.refuses("a")
+
+
+def test_the_longer_ago_the_others_died_the_less_they_explain(
+    quarantine: Quarantine, clock: Clock
+) -> None:
+    for number in range(3):
+        quarantine.died(f"other-{number}")
+    clock.now_s += 250
+
+    quarantine.blame("a", "i1", 1.0)
+    quarantine.blame("a", "i2", 1.0)
+
+    assert quarantine.refuses("a")
+
+
+def test_when_workers_die_all_the_time_nobody_can_be_told_apart(quarantine: Quarantine) -> None:
+    for number in range(300):
+        quarantine.died(f"other-{number}")
+
+    for number in range(10):
+        quarantine.blame("a", f"i{number}", 1.0)
+
+    assert not quarantine.refuses("a")
 
 
 def test_a_death_told_of_in_both_ways_is_one(quarantine: Quarantine) -> None:
@@ -145,7 +171,7 @@ def test_what_is_remembered_is_bounded(
     monkeypatch.setattr(quarantine_module, "_REMEMBERED_MAX", 4)
     for number in range(10):
         for life in "xy":
-            quarantine.blame(f"request-{number}", f"{number}-{life}")
+            quarantine.blame(f"request-{number}", f"{number}-{life}", 0.01)
 
     assert len(quarantine._deaths) == 4
     assert len(quarantine._present) == 4
@@ -155,7 +181,7 @@ def test_what_is_remembered_is_bounded(
 
 
 def test_one_death_is_enough_where_it_is_configured_so(clock: Clock) -> None:
-    quarantine = Quarantine(deaths_max=1, window_s=300.0, clock=clock)
+    quarantine = Quarantine(deaths_max=1, window_s=300.0, workers=lambda: 8, clock=clock)
 
     quarantine.blame("a", "i1")
 

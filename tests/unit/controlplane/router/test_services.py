@@ -64,10 +64,10 @@ async def test_errands_are_bounded(
     """Blames too: a store that hangs cannot fill the router."""
     monkeypatch.setattr(services_module, "_ERRANDS_MAX", 1)
     router.store.before["blame"].append(gate := Gate())
-    router.services.blame("d", EAST_1, "i1")
+    router.services.blame("d", EAST_1, "i1", exposure_s=0.1)
     await gate.reached()
 
-    router.services.blame("d", EAST_2, "i2")
+    router.services.blame("d", EAST_2, "i2", exposure_s=0.1)
     gate.open()
     await router.services.settle()
     await a_few_turns()
@@ -82,7 +82,7 @@ async def test_lines_about_further_attempts_have_listed_fields_alone(
 ) -> None:
     router.services.redispatched("req-1", "PrefillRefused", 1)
     router.services.migrated("req-1", "DecodeWorkerLost", 1, worker="west/d1", tokens=7)
-    router.services.blame("d", EAST_1, "i1")
+    router.services.blame("d", EAST_1, "i1", exposure_s=0.1)
     await router.services.settle()
 
     assert [event for _, event, _ in log.events] == [

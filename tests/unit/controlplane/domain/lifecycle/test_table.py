@@ -20,6 +20,7 @@ from controlplane.domain.lifecycle import (
     DecodeRefused,
     DecodeTimedOut,
     DecodeWorkerLost,
+    EngineStalled,
     Event,
     Fail,
     Finish,
@@ -238,6 +239,11 @@ FAILURES = [
         id="decode silent",
     ),
     pytest.param(
+        *(State.TRANSFERRING, EngineStalled(), (AbortDecode(), AbortPrefill())),
+        *((Judge("d1", "timeout"), Blame("d1", is_certain=True)), "d1", "worker_timeout"),
+        id="decode engine hangs: it says so itself",
+    ),
+    pytest.param(
         *(State.TRANSFERRING, DecodeLeft(), (AbortDecode(), AbortPrefill())),
         *((), "d1", "worker_lost"),
         id="decode leaving: nothing speaks against it",
@@ -384,6 +390,12 @@ BREAKS = [
         DecodeWorkerLost(), (Judge("d1", "lost"), Blame("d1")), "worker_lost", id="worker lost"
     ),
     pytest.param(DecodeTimedOut(), (Judge("d1", "timeout"),), "worker_timeout", id="worker silent"),
+    pytest.param(
+        EngineStalled(),
+        (Judge("d1", "timeout"), Blame("d1", is_certain=True)),
+        "worker_timeout",
+        id="engine hangs",
+    ),
     pytest.param(DecodeLeft(), (), "worker_lost", id="worker leaving"),
 ]
 breaks = pytest.mark.parametrize(("event", "verdicts", "code"), BREAKS)
