@@ -150,6 +150,9 @@ class DecodeService:
             async with deadline:
                 await self._serve(job, tokens, send, arrived_s)
         except TimeoutError as error:
+            if not deadline.expired():
+                # The engine's own, not this job's: it must not pass for the request's time.
+                raise
             late = DeadlineExceeded("the request's time was over while it was decoded")
             raise self._running[deadline] or late from error
         finally:

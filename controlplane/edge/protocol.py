@@ -66,7 +66,9 @@ class BoundedHandler(RequestHandler):
     @property
     def is_idle(self) -> bool:
         """Nothing of a request is here, and none is being answered."""
-        return self._waiter is not None and self._head_due is None
+        waiter = self._waiter
+        # A waiter that is done has been told of a request in this very turn of the loop.
+        return waiter is not None and not waiter.done() and self._head_due is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: the first head is awaited from now on."""

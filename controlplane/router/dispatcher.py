@@ -101,6 +101,10 @@ class Dispatcher:
 
     async def _fly(self, flight: Flight, incoming: Incoming) -> None:
         """Fly until the life is over or its time is."""
+        if self._has_left:
+            # Its place came free because the others were ended: too late to begin.
+            flight.end(RouterLeft())
+            return
         left_s = incoming.deadline_s - self._services.clock()
         if left_s <= 0:
             # The timeout below would strike at the first wait, when work may have been started.
@@ -113,6 +117,9 @@ class Dispatcher:
             async with limit:
                 await flight.fly()
         except TimeoutError:
+            if not limit.expired():
+                # Not this limit's: something inside has let its own one escape, which is a bug.
+                raise
             flight.end(RouterLeft() if self._has_left else DeadlinePassed())
         finally:
             self._limits.discard(limit)

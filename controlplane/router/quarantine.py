@@ -78,7 +78,8 @@ class Quarantine:
         present.add(incarnation)
         self._present.move_to_end(digest)
         _bound(self._present)
-        present &= self._deaths.keys()
+        # In place: what was forgotten must not pile up here.
+        present.intersection_update(self._deaths)
         if len(present) >= self._deaths_max and self._is_no_accident(len(present), exposure_s):
             self._until_s[digest] = self._clock() + self._window_s
             self._until_s.move_to_end(digest)

@@ -581,6 +581,16 @@ async def test_an_engine_that_raises_ends_one_job(side: DecodeSide) -> None:
     await side.run(Sent(), await side.location("req-2.1"))
 
 
+async def test_a_timeout_of_the_engine_does_not_pass_for_the_requests_time(
+    side: DecodeSide,
+) -> None:
+    """The router would give the request up, although another worker could go on with it."""
+    side.engine.decodes.append([*words("ab", finish_reason=None), TimeoutError("a device")])
+
+    with pytest.raises(TimeoutError, match="a device"):
+        await side.run(Sent())
+
+
 async def test_kv_that_the_engine_does_not_take_ends_one_job(side: DecodeSide) -> None:
     """Wrong KV is worse than lost KV."""
     side.engine.write_error = ValueError("not expected")

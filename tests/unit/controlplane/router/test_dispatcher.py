@@ -424,6 +424,19 @@ async def test_a_sink_that_cannot_even_tell_ends_its_own_request_alone(
     assert (await router.record()).code == "internal_error"
 
 
+async def test_a_timeout_that_escapes_from_inside_does_not_pass_for_the_deadline(
+    router: MemoryRouter, log: LogBook
+) -> None:
+    """A client that is told its time is over when it is not would look for the fault at itself."""
+    router.workers.on_prefill(url_of(EAST_1), TimeoutError())
+
+    flight = await router.serve()
+
+    assert isinstance(flight.error, InternalError)
+    assert (await router.record()).story[-1] == "RouterFault"
+    assert [event for _, event, _ in log.events] == ["internal.error"]
+
+
 async def test_a_bug_in_an_answer_that_is_not_streamed_is_a_status(
     router: MemoryRouter, log: LogBook
 ) -> None:
@@ -671,6 +684,24 @@ async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(
     assert not await draining
     await running
     assert [error.code for error in sink.errors] == ["draining"]
+
+
+async def test_a_request_that_still_waits_for_its_place_when_the_drain_is_over_begins_nothing() -> None:
+    """The place that it gets is one that was taken from another: it is told to go elsewhere."""
+    async with a_router(limits=LimitsConfig(requests_max=1)) as router:
+        gate = at_the_prefill_worker(router, MemorySink())
+        running = router.send()
+        await gate.reached()
+        waiting = router.send()
+        draining = asyncio.ensure_future(router.dispatcher.drain(1))
+        await a_few_turns()
+
+        router.clock.advance(2)
+        assert not await draining
+        flights = [await running, await waiting]
+
+        assert [type(flight.error) for flight in flights] == [Draining, Draining]
+        assert len(router.workers.of_kind("prefill")) == 1
 
 
 async def test_an_idle_router_is_drained_at_once(router: MemoryRouter) -> None:

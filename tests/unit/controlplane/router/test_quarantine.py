@@ -186,3 +186,15 @@ def test_one_death_is_enough_where_it_is_configured_so(clock: Clock) -> None:
     quarantine.blame("a", "i1")
 
     assert quarantine.refuses("a")
+
+
+def test_deaths_that_are_forgotten_are_not_kept_for_a_request(
+    quarantine: Quarantine, clock: Clock
+) -> None:
+    """One that meets a death now and then, for months, costs no more than one."""
+    for number in range(5):
+        quarantine.blame("a", f"i{number}")
+        clock.now_s += 301
+
+    assert {digest: len(lives) for digest, lives in quarantine._present.items()} == {"a": 1}
+    assert not quarantine.refuses("a")
