@@ -194,7 +194,7 @@ class LimitsConfig(Section):
     #: Pause before workers that have all failed a request are tried again; +- 50 %.
     retry_pause_s: PositiveSeconds = 0.5
     #: An attempt beyond them waits its turn for so long before the request fails.
-    retry_wait_s: PositiveSeconds = 10.0
+    retry_wait_s: PositiveSeconds = 30.0
     #: Requests with a common uncached prefix of so many tokens wait for the first of them to have
     #: computed it. Shorter ones are computed faster than waited for.
     coalesce_tokens_min: Annotated[int, Field(ge=1)] = 512
@@ -221,7 +221,7 @@ class LimitsConfig(Section):
     #: them: a request may be on its way, and load balancers look at readiness about once a second.
     leave_grace_s: PositiveSeconds = 1.0
     #: Open requests get this long to finish after SIGTERM.
-    drain_s: PositiveSeconds = 30.0
+    drain_s: PositiveSeconds = 28.0
     #: Decision records in the router's memory, for the admin API without the store.
     recent_decisions: Annotated[int, Field(ge=1, le=100_000)] = 1000
     #: Finished records waiting for the store; the oldest are dropped and counted beyond that.

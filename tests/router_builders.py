@@ -314,6 +314,36 @@ class MemoryRouter:
         assert repr(self.services.keys) == "<KeyKeeper 0 running>"
 
 
+# --- Where a request can be held ---------------------------------------------------------------
+
+
+def on_the_way_to_the_store(router: MemoryRouter, _: MemorySink) -> Gate:
+    """Hold the next request before its reservation is made."""
+    router.store.before["reserve"].append(gate := Gate())
+    return gate
+
+
+def on_the_way_from_the_store(router: MemoryRouter, _: MemorySink) -> Gate:
+    """Hold the next request after its reservation was made."""
+    router.store.after["reserve"].append(gate := Gate())
+    return gate
+
+
+def at_the_prefill_worker(router: MemoryRouter, _: MemorySink) -> Gate:
+    """Hold the next request where a long prompt is prefilled."""
+    router.workers.on_prefill(url_of(EAST_1), gate := Gate())
+    return gate
+
+
+def at_the_decode_worker(router: MemoryRouter, _: MemorySink) -> Gate:
+    """Hold the next request where it is decoded."""
+    router.workers.on_decode(url_of(DECODE_1), gate := Gate())
+    return gate
+
+
+# --- Parts of a cluster -----------------------------------------------------------------------
+
+
 def a_link_config(**overrides: Any) -> LinkConfig:
     """East to west, 8 Mbit/s, 20 ms."""
     values: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -238,18 +238,27 @@ async def _drain(parts: _Parts, agent: Agent, *, drain_s: float) -> None:
     if parts.decode is not None:
         parts.decode.is_draining = True
     await agent.drain()
-    await _until_idle(parts, drain_s)
+    await _until(lambda: not _is_busy(parts), drain_s)
     if parts.decode is not None and parts.decode.jobs:
         parts.decode.end_jobs(lambda: Draining("this worker leaves before the answer is complete"))
-        await _until_idle(parts, _FAREWELL_S)
+        await _until(lambda: not _is_busy(parts), _FAREWELL_S)
+    if parts.prefill is not None and parts.kv is not None and _is_busy(parts):
+        # A reader that is cut off would take this for a death, and its request for the cause.
+        parts.prefill.hand_over(Draining("this worker leaves before its KV was read"))
+        await _until(partial(_has_no_reader, parts.kv), _FAREWELL_S)
     await agent.leave()
 
 
-async def _until_idle(parts: _Parts, within_s: float) -> None:
+async def _until(is_done: Callable[[], bool], within_s: float) -> None:
+    """Wait until something is true, or for so long."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + within_s
-    while _is_busy(parts) and loop.time() < deadline_s:  # noqa: ASYNC110 - jobs and leases have no event in common
+    while not is_done() and loop.time() < deadline_s:  # noqa: ASYNC110 - jobs and leases have no event in common
         await asyncio.sleep(_DRAIN_POLL_S)
+
+
+def _has_no_reader(kv: KvServer) -> bool:
+    return kv.connections == 0
 
 
 def _engine_changed(parts: _Parts, identity: Identity, is_stalled: bool) -> None:  # noqa: FBT001 - a hook

@@ -146,6 +146,11 @@ class PrefillService:
             if segment is not None:
                 self._segments.abort(segment, f"{reason.code}: {reason.message}")
 
+    def hand_over(self, reason: PrfaasError) -> None:
+        """Stop all jobs and all reading; readers are told why, and their routers go elsewhere."""
+        for segment in tuple(self._segment_of.values()):
+            self._segments.abort(segment, f"{reason.code}: {reason.message}")
+
     async def close(self) -> None:
         """Stop all jobs."""
         tasks = tuple(self._jobs.values())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -171,9 +171,13 @@ class _FrameStream:
         await self.send((FrameKind.FAILURE, failure.model_dump_json().encode()))
 
     async def finish(self) -> None:
-        """Send the report, if there is one, with what belongs to it, and end the answer."""
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
-            await self._response.write_eof(self._last)
+        """
+        Send the report, if there is one, with what belongs to it, and end the answer.
+
+        Raises:
+            ConnectionError: The router has gone, or does not read.
+        """
+        await _in_time(self._response.write_eof(self._last))
 
     async def keep_alive(self, interval_s: float) -> None:
         """Break silences, so that the router can tell working from hanging; until it has gone."""
@@ -185,11 +189,21 @@ class _FrameStream:
                     await self._write(pack_frame(FrameKind.ALIVE, b""))
 
     async def _write(self, frame: bytes) -> None:
-        try:
-            async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                await self._response.write(frame)
-        except TimeoutError as error:
-            raise ConnectionResetError("the router does not read its stream") from error
+        await _in_time(self._response.write(frame))
+
+
+async def _in_time(writing: Coroutine[Any, Any, None]) -> None:
+    """
+    Bound a write.
+
+    Raises:
+        ConnectionError: The router has gone, or does not read.
+    """
+    try:
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await writing
+    except TimeoutError as error:
+        raise ConnectionResetError("the router does not read its stream") from error
 
 
 def _unpack(kind: type[_Job], body: bytes) -> tuple[_Job, TokenIds]:

@@ -148,7 +148,7 @@ class EdgeServer:
             return sink.response
         if flight.error is not None:
             sink.response.force_close()
-        await sink.response.write_eof()
+        await sink.end()
         return sink.response
 
     async def _answer(self, incoming: Incoming) -> web.StreamResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
@@ -87,6 +88,11 @@ class StreamSink:
     async def fail(self, error: PrfaasError) -> None:
         """Send an error event; nothing follows it, least of all [DONE]."""
         await self.write(b"event: error\ndata: " + error_body(error, self._request_id) + b"\n\n")
+
+    async def end(self) -> None:
+        """Send what closes the answer; who has gone with its last byte cannot be told."""
+        with suppress(ConnectionError):
+            await self.response.write_eof()
 
     def close(self) -> None:
         """Watch no longer."""

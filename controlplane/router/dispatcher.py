@@ -101,14 +101,11 @@ class Dispatcher:
 
     async def _fly(self, flight: Flight, incoming: Incoming) -> None:
         """Fly until the life is over or its time is."""
-        if self._has_left:
-            # Its place came free because the others were ended: too late to begin.
-            flight.end(RouterLeft())
-            return
         left_s = incoming.deadline_s - self._services.clock()
-        if left_s <= 0:
-            # The timeout below would strike at the first wait, when work may have been started.
-            flight.end(DeadlinePassed())
+        if left_s <= 0 or self._has_left:
+            # The timeout below would strike at the first wait, when work may have been started. And
+            # a place that came free because others were ended with the drain came too late.
+            flight.end(self._end_of_time())
             return
         # A duration, because the loop's own clock may be another and ticks in milliseconds.
         limit = asyncio.timeout(left_s)
@@ -120,9 +117,13 @@ class Dispatcher:
             if not limit.expired():
                 # Not this limit's: something inside has let its own one escape, which is a bug.
                 raise
-            flight.end(RouterLeft() if self._has_left else DeadlinePassed())
+            flight.end(self._end_of_time())
         finally:
             self._limits.discard(limit)
+
+    def _end_of_time(self) -> DeadlinePassed | RouterLeft:
+        """What has ended the time of a request: its own deadline, or that of this router."""
+        return RouterLeft() if self._has_left else DeadlinePassed()
 
     async def drain(self, timeout_s: float) -> bool:
         """

@@ -13,7 +13,7 @@ from dataclasses import replace
 from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView
 from controlplane.domain.decision import Placement, RequestFeatures
-from controlplane.domain.prefix import block_hashes
+from controlplane.domain.prefix import BlockHash, block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
     PeerError,
@@ -36,13 +36,11 @@ from controlplane.wire import DecodeReport, FrameKind, KvLocation
 #: After a whole answer its connection is read to the end for so long; a worker ends both at once.
 _REST_S = 1.0
 
-
 #: Instructions that wait for somebody else.
 _NEED_WAITING = frozenset({
     life.AwaitTurn, life.AskRetry, life.Blame, life.Fail, life.Relay, life.Reserve,
     life.StartDecode, life.StartPrefill,
 })  # fmt: skip
-
 
 #: Frames that an answer begins with.
 _OUTPUT_FRAMES = frozenset({FrameKind.CONTENT, FrameKind.OUTPUT})
@@ -235,14 +233,8 @@ class Flight:
     def _decide(self, excluded: tuple[str, ...]) -> life.Event:
         incoming, services = self._incoming, self._services
         view = services.tracker.view()
-        tokens, hashes = self._tokens(), incoming.hashes
-        resumed_tokens = len(self._output)
-        if resumed_tokens:
-            hashes = block_hashes(
-                tokens.head(len(tokens) - 1),
-                block_tokens=incoming.block_tokens,
-                scope=incoming.scope,
-            )
+        tokens, resumed_tokens = self._tokens(), len(self._output)
+        hashes = self._hashes(tokens)
         features = RequestFeatures(
             request_id=incoming.request_id,
             model=incoming.output.model,
@@ -250,12 +242,7 @@ class Flight:
             output_tokens_max=incoming.sampling.output_tokens_max - resumed_tokens,
             sequence=self._sequence,
             prefix_hits=services.hits(hashes, block_tokens=incoming.block_tokens),
-            excluded=tuple(
-                worker_id
-                for worker_id in excluded
-                if (worker := view.worker(worker_id)) is not None
-                and worker.incarnation == self._tried.get(worker_id)
-            ),
+            excluded=tuple(name for name in excluded if self._has_tried(view.worker(name))),
             resumed_tokens=resumed_tokens,
         )
         attempt = services.decide(features)
@@ -489,6 +476,18 @@ class Flight:
             return prompt
         output = TokenIds.from_ints(self._output.tokens, prompt.width_bytes)
         return TokenIds(prompt.data + output.data, prompt.width_bytes)
+
+    def _hashes(self, tokens: TokenIds) -> tuple[BlockHash, ...]:
+        """Of all tokens but the last."""
+        incoming = self._incoming
+        if tokens is incoming.tokens:
+            return incoming.hashes
+        covered = tokens.head(len(tokens) - 1)
+        return block_hashes(covered, block_tokens=incoming.block_tokens, scope=incoming.scope)
+
+    def _has_tried(self, worker: WorkerView | None) -> bool:
+        """Whether a worker is the very process that has failed this request."""
+        return worker is not None and worker.incarnation == self._tried.get(worker.worker_id)
 
     def _elapsed_s(self) -> float:
         return self._services.clock() - self._incoming.accepted_s

@@ -70,6 +70,12 @@ class KnownLinks:
         link.view = None
         return True
 
+    def tried(self, name: str | None, now_s: float) -> None:
+        """A request goes over a link: the first one after a hold goes alone."""
+        link = self._links.get(name) if name else None
+        if link is not None:
+            link.health = holddown.tried(link.health, now_s)
+
     def judge(self, name: str, source: str, now_s: float, *, is_ok: bool) -> bool:
         """Take in how a transfer from a worker ended; whether that changes what policies see."""
         link = self._links.get(name)

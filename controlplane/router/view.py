@@ -229,6 +229,7 @@ class ViewTracker:
         """Count a claim until the workers count it themselves."""
         self._add(claim.prefill_worker, claim.prefill_incarnation, 1, claim.prefill_tokens)
         self._add(claim.decode_worker, claim.decode_incarnation, 1, 0)
+        self._links.tried(claim.link, self._clock())
         self._add_link(claim.link, claim.link_bytes)
 
     def reserved(self, claim: Claim, reply: ReserveReply) -> None:

@@ -270,6 +270,23 @@ async def test_a_listener_that_leaves_closes_what_is_idle_and_finishes_what_is_n
             one.close()
 
 
+async def test_a_request_that_comes_in_the_very_moment_of_leaving_is_answered() -> None:
+    """It is here, although nobody has begun to answer it yet: its connection is not idle."""
+    async with an_edge() as edge:
+        reader, writer = await edge.connect()
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await answered(reader)
+        server = edge.listener._server
+        (connection,) = server._open
+        await until(lambda: connection.is_idle)  # type: ignore[attr-defined]
+
+        connection.data_received(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.close_idle()
+
+        assert b" 200 " in await answered(reader)
+        writer.close()
+
+
 async def test_what_was_written_before_the_end_is_still_delivered() -> None:
     """Also to a client that had not read it yet."""
     much = (FrameKind.CONTENT, b"x" * (3 << 20))

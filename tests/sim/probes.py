@@ -177,10 +177,10 @@ def _records(world: World) -> _Wrap:
 
 def _requests(judge: Judge) -> _Wrap:
     def wrap(real: Any) -> Any:
-        async def probe(self: Dispatcher, incoming: Any, sink: Any) -> Any:
+        async def probe(self: Dispatcher, incoming: Any, *rest: Any) -> Any:
             judge.taken[self.services.router_id].add(incoming.request_id)
             with judge.running(incoming.request_id, incoming.idempotency_key):
-                return await real(self, incoming, sink)
+                return await real(self, incoming, *rest)
 
         return probe
 

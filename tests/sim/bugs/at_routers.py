@@ -131,8 +131,8 @@ def no_abort_at_all(patch: Patch) -> None:
 @bug("the router goes on after its client has left", "client_leaves")
 def router_swallows_cancellation(patch: Patch) -> None:
     def change(real: Any) -> Any:
-        async def serve(self: Dispatcher, incoming: Any, sink: Any) -> Any:
-            inner = asyncio.ensure_future(real(self, incoming, sink))
+        async def serve(self: Dispatcher, incoming: Any, *rest: Any) -> Any:
+            inner = asyncio.ensure_future(real(self, incoming, *rest))
             while not inner.done():
                 try:
                     await asyncio.shield(inner)
@@ -148,8 +148,9 @@ def router_swallows_cancellation(patch: Patch) -> None:
 @bug("the deadline is not kept")
 def deadline_not_kept(patch: Patch) -> None:
     def change(real: Any) -> Any:
-        async def serve(self: Dispatcher, incoming: Any, sink: Any) -> Any:
-            return await real(self, replace(incoming, deadline_s=incoming.deadline_s + 60.0), sink)
+        async def serve(self: Dispatcher, incoming: Any, *rest: Any) -> Any:
+            later = replace(incoming, deadline_s=incoming.deadline_s + 60.0)
+            return await real(self, later, *rest)
 
         return serve
 

@@ -253,6 +253,24 @@ async def test_a_worker_that_leaves_hands_over_what_does_not_end(
     assert took_s < 4
 
 
+async def test_a_prefill_worker_that_leaves_tells_its_readers(
+    store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
+) -> None:
+    """A link that breaks with its process looks like a death, and its request like the cause."""
+    fleet = a_fleet(worker=WorkerConfig(drain_s=0.1))
+    async with a_worker(store, "decode") as decode, AsyncExitStack() as stack:
+        prefill = await stack.enter_async_context(a_worker(store, "prefill", fleet=fleet))
+        with compute_held(engines[1]):
+            stream = await served_by(prefill, decode, store, client)
+            stopping = asyncio.ensure_future(stack.aclose())
+            frames = await rest_of(stream)
+        await stopping
+
+    kind, failure = frames[-1]
+    assert (kind, json.loads(failure)["code"]) == (FrameKind.FAILURE, "segment_failed")
+    assert "draining" in json.loads(failure)["message"]
+
+
 async def test_a_decode_worker_whose_engine_hangs_gives_its_streams_away(
     store: ScriptedStore, client: HttpWorkerClient, engines: list[ReferenceEngine]
 ) -> None:

@@ -421,6 +421,22 @@ async def test_a_sign_of_life_that_finds_nobody_is_no_error() -> None:
         await stream.keep_alive(0)
 
 
+async def test_a_router_that_does_not_read_the_end_has_gone_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is no bug of the worker, and nothing else can be sent on the connection."""
+    monkeypatch.setattr(server_module, "_WRITE_TIMEOUT_S", 0)
+
+    class Deaf:
+        async def write_eof(self, _: bytes) -> None:
+            await asyncio.Event().wait()
+
+    stream = server_module._FrameStream(Deaf())  # type: ignore[arg-type]
+
+    with pytest.raises(ConnectionError):
+        await stream.finish()
+
+
 async def test_a_router_that_does_not_read_is_cut_off(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from controlplane.domain.holddown import UP, HoldDown, HoldDownRules, failed, is_down, succeeded
+from controlplane.domain.holddown import (
+    UP,
+    HoldDown,
+    HoldDownRules,
+    failed,
+    is_down,
+    succeeded,
+    tried,
+)
 
 RULES = HoldDownRules()
 
@@ -75,3 +83,48 @@ def test_a_link_that_was_up_for_as_long_as_it_was_held_is_forgiven() -> None:
 
     assert succeeded(link, 3.9) != UP
     assert succeeded(link, 4.0) == UP
+
+
+# --- The trial after a hold -------------------------------------------------------------------
+
+
+def test_after_a_hold_one_request_tries_and_the_others_wait_for_it() -> None:
+    link = down_twice(0.0)
+
+    trial = tried(link, 2.0)
+
+    assert not is_down(link, 2.0)
+    assert is_down(trial, 2.0)
+
+
+def test_a_trial_that_arrives_opens_the_link_for_all() -> None:
+    link = succeeded(tried(down_twice(0.0), 2.0), 2.5)
+
+    assert not is_down(link, 2.5)
+    assert tried(link, 2.6) == link, "no trial is needed any more"
+
+
+def test_a_trial_that_fails_holds_the_link_for_twice_as_long() -> None:
+    link = failed(tried(down_twice(0.0), 2.0), EAST_1, 3.5, RULES)
+
+    assert is_down(link, 7.4)
+    assert not is_down(link, 7.5)
+    assert is_down(tried(link, 7.5), 7.5)
+
+
+def test_a_trial_that_nobody_tells_of_makes_room_for_another_one() -> None:
+    """Its client left, or its prefill worker died of something else."""
+    link = tried(down_twice(0.0), 2.0)
+
+    assert not is_down(link, 4.0)
+    assert is_down(tried(link, 4.0), 4.0)
+
+
+def test_a_link_that_has_never_failed_needs_no_trial() -> None:
+    assert tried(UP, 1.0) == UP
+
+
+def test_failures_that_held_nothing_down_need_no_trial() -> None:
+    link = failed(UP, EAST_1, 0.0, RULES)
+
+    assert tried(link, 0.1) == link

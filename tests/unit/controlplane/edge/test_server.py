@@ -13,6 +13,7 @@ from edge_builders import Edge, an_edge, raw_request, until, until_idle
 from router_builders import DECODE_1, EAST_1, LogBook, url_of
 
 from controlplane.edge import answers as answers_module
+from controlplane.edge.sink import StreamSink
 from controlplane.errors import WorkerLost, WorkerRefused
 from controlplane.router import dispatcher as dispatcher_module
 from controlplane.router.memory_workers import Gate, a_report
@@ -131,6 +132,29 @@ async def test_a_client_that_hangs_up_is_noticed_while_it_reads(edge: Edge, log:
         await until_idle(edge.router)
 
     assert (await edge.router.record()).outcome == "cancelled"
+    assert log.events == []
+
+
+async def test_a_client_that_hangs_up_with_its_last_byte_is_no_bug(
+    edge: Edge, log: LogBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has all of its answer, and nobody is left to be sent the end of it."""
+    close = StreamSink.close
+
+    def hang_up(sink: StreamSink) -> None:
+        close(sink)
+        assert sink._request.transport is not None
+        sink._request.transport.abort()
+
+    monkeypatch.setattr(StreamSink, "close", hang_up)
+    edge.router.workers.on_decode(url_of(DECODE_1), stream=[[CONTENT], [DONE, REPORT]])
+
+    with suppress(aiohttp.ClientError):
+        async with edge.post(stream=True) as answer:
+            await answer.read()
+    await until_idle(edge.router)
+
+    assert (await edge.router.record()).outcome == "done"
     assert log.events == []
 
 

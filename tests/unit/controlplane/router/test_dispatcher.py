@@ -17,6 +17,10 @@ from router_builders import (
     MemorySink,
     a_few_turns,
     a_router,
+    at_the_decode_worker,
+    at_the_prefill_worker,
+    on_the_way_from_the_store,
+    on_the_way_to_the_store,
     url_of,
 )
 
@@ -52,29 +56,9 @@ DONE = (FrameKind.CONTENT, b"data: [DONE]\n\n")
 REPORT = (FrameKind.REPORT, a_report().model_dump_json().encode())
 
 
-def on_the_way_to_the_store(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.store.before["reserve"].append(gate := Gate())
-    return gate
-
-
-def on_the_way_from_the_store(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.store.after["reserve"].append(gate := Gate())
-    return gate
-
-
-def at_the_prefill_worker(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.workers.on_prefill(url_of(EAST_1), gate := Gate())
-    return gate
-
-
 def at_the_second_prefill_worker(router: MemoryRouter, _: MemorySink) -> Gate:
     router.workers.on_prefill(url_of(EAST_1), WorkerRefused("full"))
     router.workers.on_prefill(url_of(EAST_2), gate := Gate())
-    return gate
-
-
-def at_the_decode_worker(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.workers.on_decode(url_of(DECODE_1), gate := Gate())
     return gate
 
 
@@ -686,7 +670,9 @@ async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_event(
     assert [error.code for error in sink.errors] == ["draining"]
 
 
-async def test_a_request_that_still_waits_for_its_place_when_the_drain_is_over_begins_nothing() -> None:
+async def test_a_request_that_still_waits_for_its_place_when_the_drain_is_over_begins_nothing() -> (
+    None
+):
     """The place that it gets is one that was taken from another: it is told to go elsewhere."""
     async with a_router(limits=LimitsConfig(requests_max=1)) as router:
         gate = at_the_prefill_worker(router, MemorySink())

@@ -17,6 +17,10 @@ from router_builders import (
     MemorySink,
     a_few_turns,
     a_router,
+    at_the_decode_worker,
+    at_the_prefill_worker,
+    on_the_way_from_the_store,
+    on_the_way_to_the_store,
     url_of,
 )
 
@@ -46,21 +50,6 @@ class Arming(Gate):
         self._router.store.before["reserve"].append(self._gate)
 
 
-def on_the_way_to_the_store(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.store.before["reserve"].append(gate := Gate())
-    return gate
-
-
-def on_the_way_from_the_store(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.store.after["reserve"].append(gate := Gate())
-    return gate
-
-
-def at_the_prefill_worker(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.workers.on_prefill(url_of(EAST_1), gate := Gate())
-    return gate
-
-
 def while_it_is_asked_who_has_died(router: MemoryRouter, _: MemorySink) -> Gate:
     router.workers.on_prefill(url_of(EAST_1), WorkerLost("reset"))
     router.workers.on_probe(url_of(EAST_1), gate := Gate())
@@ -81,11 +70,6 @@ def pausing_before_another_round(router: MemoryRouter, _: MemorySink) -> None:
 def with_a_place_among_retries(router: MemoryRouter, _: MemorySink) -> Gate:
     router.workers.on_prefill(url_of(EAST_1), WorkerRefused("full"))
     router.workers.on_prefill(url_of(EAST_2), gate := Gate())
-    return gate
-
-
-def at_the_decode_worker(router: MemoryRouter, _: MemorySink) -> Gate:
-    router.workers.on_decode(url_of(DECODE_1), gate := Gate())
     return gate
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from router_builders import DECODE_1, EAST_1, EAST_2, WEST_1, MemoryRouter, url_of
 
+from controlplane.router.memory_workers import Gate
 from controlplane.wire import DecodeFailure, FrameKind
 
 
@@ -48,3 +49,25 @@ async def test_a_transfer_that_arrives_clears_a_link(router: MemoryRouter) -> No
     router.tracker.link_outcome("east>west", EAST_1, is_ok=False)
 
     assert not router.tracker.view().links[0].is_down
+
+
+async def test_after_a_hold_one_request_tries_the_link_before_the_others(
+    router: MemoryRouter,
+) -> None:
+    """Or all that come until it has failed again would wait for nothing."""
+    for source in (EAST_1, EAST_2):
+        router.tracker.link_outcome("east>west", source, is_ok=False)
+    router.clock.advance(2.1)
+    router.tracker.apply_snapshot(await router.store.snapshot())
+    router.workers.on_prefill(url_of(EAST_1), gate := Gate())
+
+    trial = router.send()
+    await gate.reached()
+    meanwhile = await router.serve()
+    gate.open()
+    first = await trial
+    after = await router.serve()
+
+    assert meanwhile.headers["x-prfaas-prefill"] == WEST_1
+    assert first.headers["x-prfaas-prefill"] == EAST_1
+    assert after.headers["x-prfaas-prefill"] == EAST_1
