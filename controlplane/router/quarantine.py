@@ -14,7 +14,7 @@ from collections.abc import Callable
 _REMEMBERED_MAX = 4096
 
 #: A request is blamed when the chance that it met so many deaths by accident is below this.
-_ACCIDENT_MAX = 1e-5
+_ACCIDENT_MAX = 1e-4
 
 #: Deaths of a shorter time than this say nothing of how often workers die of something else.
 _SPAN_MIN_S = 30.0

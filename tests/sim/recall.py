@@ -25,14 +25,18 @@ class Catch(NamedTuple):
 
 
 def hunt(name: str, seeds: Iterable[int], *, worlds_max: int = SEEDS_MAX) -> Catch | None:
-    """The first world that sees a bug; seeds with the faults that bring it out come first."""
+    """
+    The first world that sees a bug; seeds with the faults that bring it out come first.
+
+    A world that is violated without the bug too has seen something else, and does not count.
+    """
     needs = BUGS[name].needs
     order = sorted(seeds, key=lambda seed: not needs <= draw_plan(seed).kinds)
-    with planted(name):
-        for number, seed in enumerate(order[:worlds_max], 1):
+    for number, seed in enumerate(order[:worlds_max], 1):
+        with planted(name):
             result = run_world(seed)
-            if result.violations:
-                return Catch(seed, number, *result.violations[0])
+        if result.violations and not run_world(seed).violations:
+            return Catch(seed, number, *result.violations[0])
     return None
 
 
