@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
@@ -76,6 +77,8 @@ class Bench:
     async def run(self, scenario: Scenario, directory: Path, *, seed: int) -> list[Verdict]:
         """Load, faults, healing, and the judge's verdicts; everything is left in the directory."""
         plant = self.plant
+        # What an earlier run has left there would be judged with this one.
+        shutil.rmtree(directory, ignore_errors=True)
         _pool_in(directory, self.items)
         offsets = log_offsets(plant)
         plant.events.write_to(directory / "events.jsonl")
