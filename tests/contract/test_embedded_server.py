@@ -23,7 +23,8 @@ from controlplane.store.redis_store import RedisStore
 
 #: Starts a server, tells its directory, and does nothing more.
 OWNER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from controlplane.store.embedded import EmbeddedServer
 server = EmbeddedServer()
 server.start()
