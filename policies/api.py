@@ -9,13 +9,15 @@ router asks again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from controlplane.domain.cluster import ClusterView
+from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import Decision, RequestFeatures
+from policies.filters import Rejection
 
 
 class Parameters(BaseModel):
@@ -45,4 +47,54 @@ class Policy(Protocol):
             request: Lengths and prefix hits.
             view: The cluster.
             rng: Breaks ties; the only source of chance. The router records its seed.
+        """
+
+
+class Filter(Protocol):
+    """
+    A rule of a policy's own that keeps workers out, of both roles. Pure.
+
+    When it raises, a filter for safety keeps the worker out, one for preference lets it pass; either
+    way the decision counts it and its explanation names it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names it in explanations and metrics."""
+
+    @property
+    def is_safety(self) -> bool:
+        """No worker may pass that it was not able to look at."""
+
+    def __call__(
+        self, request: RequestFeatures, worker: WorkerView, view: ClusterView
+    ) -> Rejection | None:
+        """`Rejection("filter", detail)` for a worker that must not take the request."""
+
+
+class Scorer(Protocol):
+    """
+    How good a prefill worker is for a request, in one respect. Pure.
+
+    How much that counts is not its business: its weight is a parameter of the policy.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names it in explanations and metrics."""
+
+    def __call__(self, request: RequestFeatures, worker: WorkerView, view: ClusterView) -> float:
+        """From 0 to 1, more is better; what is outside is clamped, and counted as a failure."""
+
+
+class Picker(Protocol):
+    """Chooses among workers that have been scored. Pure but for `rng`."""
+
+    def __call__(self, scores: Sequence[float], rng: Random) -> int:
+        """
+        The place of the one to take.
+
+        Args:
+            scores: The weighted sum of each, >= 0, by id of the worker; at least one.
+            rng: The only source of chance.
         """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import RejectedBy, RequestFeatures
 from controlplane.domain.modes import is_wary
+from controlplane.domain.sites import Kind, Site, Standing, standing_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +21,43 @@ class Rejection:
     detail: str
 
 
-def cannot_serve(request: RequestFeatures, worker: WorkerView) -> Rejection | None:  # noqa: PLR0911 - one return per rule
+#: In words, what keeps a worker from any request.
+_STANDINGS: Final[dict[Standing, str]] = {
+    "ejected": "it failed too many requests and is out for a while",
+    "suspect": "it failed a request a moment ago, or is silent",
+    "draining": "it takes no new work",
+}
+
+
+def cannot_serve(request: RequestFeatures, worker: WorkerView) -> Rejection | None:
     """The first rule, in the order of the list, that keeps a worker of either role out."""
+    rejection = may_not_be_in(request, worker.datacenter)
+    if rejection is not None:
+        return rejection
     if worker.worker_id in request.excluded:
         return Rejection("failed_before", "it has failed this request")
-    if worker.is_ejected and not worker.is_needed:
-        return Rejection("ejected", "it failed too many requests and is out for a while")
-    if worker.is_suspect and not worker.is_needed:
-        return Rejection("suspect", "it failed a request a moment ago, or is silent")
-    if worker.is_draining:
-        return Rejection("draining", "it takes no new work")
+    standing = standing_of(worker)
+    if standing is not None and standing != "full":
+        return Rejection(standing, _STANDINGS[standing])
+    rejection = is_of_another_kind(request, worker)
+    if rejection is None and standing == "full":
+        detail = f"it has {worker.pending_requests} of {worker.requests_max} requests"
+        return Rejection("full", detail)
+    return rejection
+
+
+def may_not_be_in(request: RequestFeatures, datacenter: str) -> Rejection | None:
+    """Data residency: prompt and KV are kept in the datacenters that the request allows."""
+    allowed = request.allowed_datacenters
+    if allowed is None or datacenter in allowed:
+        return None
+    return Rejection(
+        "residency", f"its data may be in {', '.join(allowed) or 'no datacenter'} only"
+    )
+
+
+def is_of_another_kind(request: RequestFeatures, worker: WorkerView | Kind) -> Rejection | None:
+    """What a request asks of a worker that its whole pool has, or has not."""
     if worker.model != request.model:
         return Rejection("model", f"it serves {worker.model}")
     context_tokens = request.input_tokens + request.output_tokens_max
@@ -36,14 +65,10 @@ def cannot_serve(request: RequestFeatures, worker: WorkerView) -> Rejection | No
         return Rejection("context", f"{context_tokens} tokens exceed {worker.context_tokens_max}")
     if request.resumed_tokens and worker.role == "decode" and not worker.can_resume:
         return Rejection("cannot_resume", "its version cannot go on with another worker's output")
-    if worker.pending_requests >= worker.requests_max:
-        return Rejection(
-            "full", f"it has {worker.pending_requests} of {worker.requests_max} requests"
-        )
     return None
 
 
-def is_out_of_reach(worker: WorkerView, view: ClusterView) -> Rejection | None:
+def is_out_of_reach(worker: WorkerView | Site, view: ClusterView) -> Rejection | None:
     """What a degraded router does not dare: see `domain/modes.py`."""
     if view.mode == "shed":
         return Rejection("degraded", "nobody answers this router")
@@ -108,27 +133,28 @@ def unwise_offloads(
 
 
 def cannot_be_fed(
-    decode: WorkerView, prefills: Iterable[WorkerView], view: ClusterView
+    decode: WorkerView, prefills: Iterable[tuple[WorkerView, int]], view: ClusterView
 ) -> Rejection | None:
     """
     What keeps a decode worker from getting KV: none of the prefill workers can hand over to it.
 
     Args:
         decode: A decode worker that could take the request.
-        prefills: Prefill workers that could; when there are none, that is not its fault.
+        prefills: One prefill worker of each kind that could, and how many there are of it; when
+            there are none, that is not its fault.
         view: For the links.
     """
     reasons: Counter[str] = Counter()
-    for prefill in prefills:
+    for prefill, count in prefills:
         rejection = cannot_hand_over(prefill, decode, view)
         if rejection is None:
             return None
-        reasons[rejection.by] += 1
+        reasons[rejection.by] += count
     if not reasons:
         return None
     return Rejection("placement", f"no prefill worker can hand over to it ({counted(reasons)})")
 
 
-def counted(reasons: Counter[str]) -> str:
+def counted(reasons: Mapping[str, int]) -> str:
     """Counts by reason, for people: `2 draining, 1 full`."""
     return ", ".join(f"{count} {by}" for by, count in sorted(reasons.items()))

@@ -9,7 +9,7 @@ from typing import ClassVar
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import Decision, RequestFeatures
 from policies.api import Parameters
-from policies.pipeline import Choice, Option, place
+from policies.pipeline import Choice, Option, place, sides
 
 
 class LocalOnlyPolicy:
@@ -33,7 +33,7 @@ class LocalOnlyPolicy:
 
 def _choose(options: Sequence[Option], decode: WorkerView) -> Choice:
     home = decode.datacenter
-    local = [option for option in options if option.worker.datacenter == home]
+    local, _ = sides(options, decode)
     if local:
         return Choice(
             preferred=local, reason="local_only", explanation=f"prefill always stays in {home}"

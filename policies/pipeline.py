@@ -1,48 +1,63 @@
 """
 The steps all built-in policies share: filter, choose a decode worker, cost prefill workers, pick.
 
-A policy adds its rule as a function that sorts prefill candidates into preferred ones and others,
-and gets back a `Decision` with every candidate explained.
+The choice is made on two levels. A policy's rule sees one option for each datacenter, the best worker
+there, and says which datacenters it prefers; whom to nominate inside a datacenter is the other
+level, and a policy can bring its own answer to that too. What is looked at does not grow with the
+number of workers: see `policies/search.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
-from itertools import zip_longest
+from functools import partial
 from random import Random
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import (
-    CANDIDATES_MAX,
     Candidate,
     Decision,
     Placement,
     Prediction,
     Reason,
     RequestFeatures,
+    Told,
 )
 from controlplane.domain.estimate import predict
-from policies.filters import (
-    Rejection,
-    cannot_be_fed,
-    cannot_hand_over,
-    cannot_serve,
-    counted,
-    is_out_of_reach,
-    unwise_offloads,
-)
+from controlplane.domain.sites import share_of
+from policies.explain import Case, explained, nothing
+from policies.filters import cannot_be_fed, cannot_hand_over, unwise_offloads
+from policies.search import Feasible, best_of_sites, find_holders, looks, pick_decode
+from policies.survey import Group, Sift, survey
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A prefill worker that could take the request, with its predicted cost."""
+    """
+    The best prefill worker of a datacenter, with its predicted cost.
+
+    A rule may answer with options of its own making: with another prediction, whose terms say what
+    it compares, or with a prefix that is copied first.
+    """
 
     worker: WorkerView
     prediction: Prediction
+    #: Fewest tokens that any worker of its datacenter would have to compute; None: what it would.
+    uncached_tokens_min: int | None = None
+    #: Prefill workers of its datacenter that could take the request, and of all.
+    workers: int = 1
+    workers_everywhere: int = 1
+    #: Worker whose cached prefix it copies before it computes, and how much of it.
+    copy_from_worker: str | None = None
+    copy_tokens: int = 0
+
+    @property
+    def fewest_uncached_tokens(self) -> int:
+        """Tokens left to compute with the best cache of its datacenter."""
+        fewest = self.uncached_tokens_min
+        return self.prediction.uncached_tokens if fewest is None else fewest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,229 +68,156 @@ class Choice:
     preferred: Sequence[Option]
     reason: Reason
     explanation: str
+    #: All options as the rule costed them, for the record; empty when it took them as they are.
+    costed: Sequence[Option] = ()
 
 
-#: What a worker is given that is used only because nearly nobody else is left.
-_DOUBTFUL_SHARE: Final = 0.1
-
-
-@dataclass(slots=True)
-class _Looked:
-    """A worker that was looked at; of a thousand only a few become candidates of a record."""
-
-    worker: WorkerView
-    rejection: Rejection | None
-    prediction: Prediction | None
-    held_tokens: int
-
-    def cost(self, winners: Sequence[str]) -> tuple[bool, bool, float, int, int, str]:
-        """What orders candidates: winners, then those that could take it, the cheapest first."""
-        return (
-            self.worker.worker_id not in winners,
-            self.rejection is not None,
-            self.prediction.ttft_s if self.prediction else 0.0,
-            -self.held_tokens,
-            self.worker.pending_requests,
-            self.worker.worker_id,
-        )
-
-    def candidate(self) -> Candidate:
-        """As a record keeps it."""
-        worker, rejection = self.worker, self.rejection
-        return Candidate(
-            worker_id=worker.worker_id,
-            datacenter=worker.datacenter,
-            role=worker.role,
-            rejected_by=rejection.by if rejection else None,
-            detail=rejection.detail if rejection else "",
-            prediction=self.prediction,
-            pending_requests=worker.pending_requests,
-            held_tokens=self.held_tokens,
-        )
-
-
-#: A policy's own rule. Gets every feasible prefill worker (at least one) and the decode worker.
+#: A policy's own rule. Gets the options (at least one, sorted by worker) and the decode worker.
 Rule: TypeAlias = Callable[[Sequence[Option], WorkerView], Choice]
 
+#: Whom to make options of, one at least; `best_of_sites` unless the policy says otherwise.
+Nominate: TypeAlias = Callable[[Feasible, Random], Sequence[WorkerView]]
 
-def place(request: RequestFeatures, view: ClusterView, rng: Random, rule: Rule) -> Decision:
-    """Run the pipeline: one decision, every candidate in it explained."""
+
+def place(
+    request: RequestFeatures,
+    view: ClusterView,
+    rng: Random,
+    rule: Rule,
+    *,
+    nominate: Nominate = best_of_sites,
+    sift: Sift | None = None,
+) -> Decision:
+    """
+    Run the pipeline: one decision, with the workers that matter to it explained when they are asked.
+
+    Args:
+        request: What has to be placed.
+        view: The cluster.
+        rng: Breaks ties.
+        rule: Says which options it prefers, and why.
+        nominate: Which worker of each datacenter is an option.
+        sift: Keeps workers out one by one, of both roles; it is asked of every worker.
+    """
     request = request.discounted(view.prefix_trust)
-    looked: list[_Looked] = []
-    prefills = [
-        (worker, cannot_serve(request, worker) or is_out_of_reach(worker, view))
-        for worker in view.workers
-        if worker.role == "prefill"
-    ]
-    able = [worker for worker, rejection in prefills if rejection is None]
-    decode = _pick_decode(request, able, view, rng, looked)
-    options = _cost_prefill(request, prefills, decode, view, looked)
-    if decode is None or not options:
-        return _nothing(looked)
+    groups = survey(request, view, sift)
+    prefills = [group for group in groups if group.kind.role == "prefill"]
+    decodes = [group for group in groups if group.kind.role == "decode"]
+    _bar_the_unfed(decodes, prefills, view)
+    find_holders(request, view, groups)
+    decode = pick_decode(request, view, decodes, rng)
+    if decode is not None:
+        _bar_what_cannot_hand_over(prefills, decode, view)
+    able = [group for group in prefills if group.is_feasible]
+    if decode is None or not able:
+        case = Case(request=request, view=view, prefills=prefills, decodes=decodes, decode=decode)
+        return nothing(case)
+    feasible = Feasible(request, view, decode, able, looks(view, len(able)))
+    options = _options(feasible, nominate(feasible, rng))
     choice = rule(options, decode)
-    ranked = sorted(choice.preferred, key=_cost_for_its_share)
-    best = _cost_for_its_share(ranked[0])
-    tied = [option for option in ranked if _cost_for_its_share(option) == best]
-    winner = tied[rng.randrange(len(tied))] if len(tied) > 1 else tied[0]
-    kept, omitted = _trim(looked, winner.worker.worker_id, decode.worker_id)
-    return Decision(
-        placement=Placement(
+    winner = _picked(choice.preferred, rng)
+    costed = [*options, *choice.costed, winner]
+    case = Case(
+        request=request,
+        view=view,
+        prefills=prefills,
+        decodes=decodes,
+        decode=decode,
+        prefill=winner.worker,
+        costed={one.worker.worker_id: (one.worker, one.prediction) for one in costed},
+    )
+    return Decision.explained_later(
+        Placement(
             prefill_worker=winner.worker.worker_id,
             prefill_datacenter=winner.worker.datacenter,
             decode_worker=decode.worker_id,
             decode_datacenter=decode.datacenter,
+            copy_from_worker=winner.copy_from_worker,
+            copy_tokens=winner.copy_tokens,
         ),
-        reason=choice.reason,
-        explanation=choice.explanation,
-        prediction=winner.prediction,
-        candidates=kept,
-        omitted=omitted,
-        margin_s=_margin_s(winner, options),
+        choice.reason,
+        choice.explanation,
+        winner.prediction,
+        partial(_told, case, winner),
     )
 
 
-def _share(worker: WorkerView) -> float:
-    """
-    Part of its usual work that a worker gets.
-
-    One that suspicion or ejection would keep out, were it not needed, is tried as carefully as one
-    that has just started.
-    """
-    is_doubtful = worker.is_suspect or worker.is_ejected
-    return min(worker.share, _DOUBTFUL_SHARE) if is_doubtful else worker.share
+def sides(options: Sequence[Option], decode: WorkerView) -> tuple[list[Option], list[Option]]:
+    """Options in the decode worker's datacenter, and those elsewhere."""
+    home = decode.datacenter
+    local = [option for option in options if option.worker.datacenter == home]
+    return local, [option for option in options if option.worker.datacenter != home]
 
 
-def _cost_for_its_share(option: Option) -> float:
-    """Predicted TTFT as if the worker were so much slower as its share is smaller."""
-    return option.prediction.ttft_s / _share(option.worker)
+def _bar_the_unfed(decodes: Sequence[Group], prefills: Sequence[Group], view: ClusterView) -> None:
+    """Keep decode workers out that no prefill worker can hand over to."""
+    feeders = [(group.able[0], len(group.able)) for group in prefills if group.is_feasible]
+    # Most have one beside them, and no link has to be looked up.
+    near = {(one.datacenter, one.fingerprint) for one, _ in feeders}
+    for group in decodes:
+        if group.is_feasible and (group.datacenter, group.kind.fingerprint) not in near:
+            group.bar(cannot_be_fed(group.able[0], feeders, view))
 
 
-def _pick_decode(
-    request: RequestFeatures,
-    able: Sequence[WorkerView],
-    view: ClusterView,
-    rng: Random,
-    looked: list[_Looked],
-) -> WorkerView | None:
-    """
-    The decode worker: near the router, with a free slot, holding most of the prompt, least busy.
-
-    Decode stays in the router's datacenter when any worker there can take the request and get its
-    KV from one of the prefill workers that are `able`. A worker that warms up counts as busier,
-    and with fewer slots, than it is.
-    """
-    feasible: list[tuple[tuple[bool, bool, int, float], WorkerView]] = []
-    # Whether it can be fed depends on these two alone, and a large cluster has few of them.
-    unfed: dict[tuple[str, str], Rejection | None] = {}
-    for worker in view.workers:
-        if worker.role != "decode":
-            continue
-        kind = (worker.datacenter, worker.fingerprint)
-        if kind not in unfed:
-            unfed[kind] = cannot_be_fed(worker, able, view)
-        rejection = cannot_serve(request, worker) or is_out_of_reach(worker, view) or unfed[kind]
-        held_tokens = request.hit(worker.worker_id).attention_tokens
-        looked.append(_Looked(worker, rejection, None, held_tokens))
-        if rejection is None:
-            is_away = worker.datacenter != view.home_datacenter
-            share = _share(worker)
-            must_wait = worker.pending_requests >= max(1.0, worker.slots * share)
-            load = (worker.pending_requests + 1) / share
-            feasible.append(((is_away, must_wait, -held_tokens, load), worker))
-    if not feasible:
-        return None
-    best = min(key for key, _ in feasible)
-    tied = [worker for key, worker in feasible if key == best]
-    return tied[rng.randrange(len(tied))] if len(tied) > 1 else tied[0]
+def _bar_what_cannot_hand_over(
+    prefills: Sequence[Group], decode: WorkerView, view: ClusterView
+) -> None:
+    """Keep prefill workers out whose KV cannot, or should not, get to the decode worker."""
+    for group in prefills:
+        if group.is_feasible:
+            group.bar(cannot_hand_over(group.able[0], decode, view))
+    if view.mode == "normal" and not _is_any_down(prefills, decode.datacenter, view):
+        return
+    able: list[WorkerView] = []
+    for group in prefills:
+        if group.is_feasible:
+            is_home = group.datacenter == decode.datacenter
+            able.extend(group.able if is_home else group.able[:1])
+    unwise = unwise_offloads(able, decode, view)
+    for group in prefills:
+        if group.datacenter in unwise and group.is_feasible:
+            group.bar(unwise[group.datacenter])
 
 
-def _cost_prefill(
-    request: RequestFeatures,
-    prefills: Sequence[tuple[WorkerView, Rejection | None]],
-    decode: WorkerView | None,
-    view: ClusterView,
-    looked: list[_Looked],
-) -> list[Option]:
-    """The prefill workers that could take it; without a decode worker they cost nothing yet."""
-    options: list[Option] = []
-    if decode is not None:
-        prefills = _that_should_hand_over(prefills, decode, view)
-    for worker, rejection in prefills:
-        prediction = None
-        if decode is not None and rejection is None:
-            prediction = predict(request, worker, decode, view)
-            options.append(Option(worker, prediction))
-        held_tokens = request.hit(worker.worker_id).resumable_tokens
-        looked.append(_Looked(worker, rejection, prediction, held_tokens))
+def _is_any_down(prefills: Sequence[Group], home: str, view: ClusterView) -> bool:
+    """A link that prefill would be offloaded over is held down."""
+    # A view has a link for each pair of datacenters; those from here are few.
+    for site in dict.fromkeys([group.datacenter for group in prefills]):
+        link = view.link(site, home)
+        if link is not None and link.is_down:
+            return True
+    return False
+
+
+def _options(feasible: Feasible, nominated: Sequence[WorkerView]) -> list[Option]:
+    workers = {worker.worker_id: worker for worker in nominated}
+    sites, everywhere = feasible.by_site(), len(feasible)
+    options = []
+    for _, worker in sorted(workers.items()):
+        count, fewest = sites[worker.datacenter]
+        prediction = predict(feasible.request, worker, feasible.decode, feasible.view)
+        options.append(Option(worker, prediction, fewest, count, everywhere))
     return options
 
 
-def _that_should_hand_over(
-    prefills: Sequence[tuple[WorkerView, Rejection | None]], decode: WorkerView, view: ClusterView
-) -> list[tuple[WorkerView, Rejection | None]]:
-    """The same workers, with what speaks against each as the source of this decode worker."""
-    # What keeps KV from getting there depends on these two alone, and there are few of them.
-    barred: dict[tuple[str, str], Rejection | None] = {}
-    asked: list[tuple[WorkerView, Rejection | None]] = []
-    for worker, refusal in prefills:
-        kind = (worker.datacenter, worker.fingerprint)
-        if kind not in barred:
-            barred[kind] = cannot_hand_over(worker, decode, view)
-        asked.append((worker, refusal or barred[kind]))
-    able = [worker for worker, rejection in asked if rejection is None]
-    unwise = unwise_offloads(able, decode, view)
-    if not unwise:
-        return asked
-    return [(worker, rejection or unwise.get(worker.datacenter)) for worker, rejection in asked]
+def _picked(preferred: Sequence[Option], rng: Random) -> Option:
+    """The cheapest of the preferred for its share; equals by chance."""
+    costs = [one.prediction.ttft_s / share_of(one.worker) for one in preferred]
+    best = min(costs)
+    tied = [one for one, cost in zip(preferred, costs, strict=True) if cost == best]
+    return tied[rng.randrange(len(tied))] if len(tied) > 1 else tied[0]
 
 
-def _margin_s(winner: Option, options: Sequence[Option]) -> float | None:
-    others = [option.prediction.ttft_s for option in options if option is not winner]
+def _told(case: Case, winner: Option) -> Told:
+    """The candidates of a decision that was made."""
+    kept, omitted = explained(case)
+    return kept, omitted, _margin_s(winner, kept)
+
+
+def _margin_s(winner: Option, candidates: Sequence[Candidate]) -> float | None:
+    others = [
+        one.prediction.ttft_s
+        for one in candidates
+        if one.prediction is not None and one.worker_id != winner.worker.worker_id
+    ]
     return min(others) - winner.prediction.ttft_s if others else None
-
-
-def _nothing(looked: Sequence[_Looked]) -> Decision:
-    """No placement: the counts by reason are the explanation."""
-    missing = []
-    for role in ("prefill", "decode"):
-        named = [one for one in looked if one.worker.role == role]
-        counts: Counter[str] = Counter(one.rejection.by for one in named if one.rejection)
-        if not named:
-            missing.append(f"no {role} worker is known")
-        elif sum(counts.values()) == len(named):
-            missing.append(f"no {role} worker can take it ({counted(counts)})")
-    kept, omitted = _trim(looked)
-    return Decision(
-        placement=None,
-        reason="no_candidate",
-        explanation="; ".join(missing),
-        prediction=None,
-        candidates=kept,
-        omitted=omitted,
-    )
-
-
-def _trim(looked: Sequence[_Looked], *winners: str) -> tuple[tuple[Candidate, ...], dict[str, int]]:
-    """The winners and the cheapest of the rest, of both roles; the others as counts by reason."""
-    if len(looked) <= CANDIDATES_MAX:
-        return tuple([one.candidate() for one in looked]), {}
-    # Of each role no more can be kept than of both together, so the rest need not be ordered.
-    by_role = (
-        nsmallest(
-            CANDIDATES_MAX,
-            (one for one in looked if one.worker.role == role),
-            key=lambda one: one.cost(winners),
-        )
-        for role in ("prefill", "decode")
-    )
-    # In turn, or one role would crowd out the other and the runner-up with it.
-    ranked = [one for pair in zip_longest(*by_role) for one in pair if one is not None]
-    ranked.sort(key=lambda one: one.rejection is not None)
-    kept = ranked[:CANDIDATES_MAX]
-    rest = Counter(map(_fate, looked))
-    rest.subtract(map(_fate, kept))
-    return tuple([one.candidate() for one in kept]), {fate: n for fate, n in rest.items() if n}
-
-
-def _fate(looked: _Looked) -> str:
-    return looked.rejection.by if looked.rejection else "feasible"

@@ -30,18 +30,8 @@ def load_policy(name: str, parameters: Mapping[str, Any]) -> Policy:
         PolicyError: No policy has this name or several have, it cannot be imported or is none, or
             a parameter is unknown or out of range.
     """
-    points = entry_points(group=GROUP, name=name)
-    if not points:
-        raise PolicyError(f"unknown policy {name!r}; installed are: {', '.join(policy_names())}")
-    if len(points) > 1:
-        rivals = ", ".join(sorted(point.value for point in points))
-        raise PolicyError(f"policy {name!r} is there more than once: {rivals}")
-    (point,) = points
-    try:
-        kind: type[Policy] = point.load()
-        model = kind.parameters_model
-    except (ImportError, AttributeError) as error:
-        raise PolicyError(f"policy {name!r} ({point.value}) cannot be loaded: {error}") from error
+    kind = load_kind(name)
+    model = kind.parameters_model
     try:
         checked = model.model_validate(dict(parameters))
     except ValidationError as error:
@@ -52,3 +42,25 @@ def load_policy(name: str, parameters: Mapping[str, Any]) -> Policy:
         )
         raise PolicyError(f"policy {name!r}: {complaints}; its parameters are: {known}") from error
     return kind(checked)
+
+
+def load_kind(name: str) -> type[Policy]:
+    """
+    The class of a policy.
+
+    Raises:
+        PolicyError: No policy has this name or several have, it cannot be imported or is none.
+    """
+    points = entry_points(group=GROUP, name=name)
+    if not points:
+        raise PolicyError(f"unknown policy {name!r}; installed are: {', '.join(policy_names())}")
+    if len(points) > 1:
+        rivals = ", ".join(sorted(point.value for point in points))
+        raise PolicyError(f"policy {name!r} is there more than once: {rivals}")
+    (point,) = points
+    try:
+        kind: type[Policy] = point.load()
+        kind.parameters_model  # noqa: B018 - a policy has one
+    except (ImportError, AttributeError) as error:
+        raise PolicyError(f"policy {name!r} ({point.value}) cannot be loaded: {error}") from error
+    return kind

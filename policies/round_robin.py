@@ -10,6 +10,7 @@ from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import Decision, RequestFeatures
 from policies.api import Parameters
 from policies.pipeline import Choice, Option, place
+from policies.search import Feasible
 
 
 class RoundRobinPolicy:
@@ -23,14 +24,19 @@ class RoundRobinPolicy:
 
     def decide(self, request: RequestFeatures, view: ClusterView, rng: Random) -> Decision:
         """Where to prefill and where to decode, and why. Pure."""
+        number = request.sequence
+
+        def in_turn(feasible: Feasible, rng: Random) -> Sequence[WorkerView]:
+            del rng
+            return [feasible[number % len(feasible)]]
 
         def rule(options: Sequence[Option], decode: WorkerView) -> Choice:
             del decode
-            turn = request.sequence % len(options)
+            workers = options[0].workers_everywhere
             return Choice(
-                preferred=[options[turn]],
+                preferred=options,
                 reason="round_robin",
-                explanation=f"turn {turn + 1} of {len(options)} prefill workers",
+                explanation=f"turn {number % workers + 1} of {workers} prefill workers",
             )
 
-        return place(request, view, rng, rule)
+        return place(request, view, rng, rule, nominate=in_turn)

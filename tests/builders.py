@@ -14,6 +14,7 @@ from controlplane.wire import (
     KvManifest,
     OutputShape,
     PrefillJob,
+    PrefixAsk,
     Sampling,
     WorkerBeat,
 )
@@ -43,6 +44,7 @@ def a_worker(worker_id: str = "west/p1", **overrides: Any) -> WorkerView:
         "decode_step_s": 0.02,
         "kv_bytes_per_token": 1000,
         "kv_state_bytes": 50_000,
+        "can_export_prefix": True,
     }
     return WorkerView(**{**values, **overrides})
 
@@ -150,6 +152,18 @@ def a_prefill_job(**overrides: Any) -> PrefillJob:
         "deadline_s": 60.0,
     }
     return PrefillJob(**{**values, **overrides})
+
+
+def a_prefix_ask(**overrides: Any) -> PrefixAsk:
+    """For `east/p1`."""
+    values: dict[str, Any] = {
+        "request_id": "req-1.1",
+        "incarnation": "i1",
+        "fingerprint": "f",
+        "scope": "scope",
+        "token_width_bytes": 2,
+    }
+    return PrefixAsk(**(values | overrides))
 
 
 def an_output(**overrides: Any) -> OutputShape:

@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from controlplane.domain.cluster import ClusterView, LinkView, WorkerView
 from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.modes import MODES
+from controlplane.domain.plan import NEVER_TOKENS, Plan, ShadowPrices
 from controlplane.domain.prefix import PrefixHit
 from controlplane.domain.tokens import TokenIds
 from policies.api import Parameters, Policy
+from policies.balanced_split import BalancedSplitParameters, BalancedSplitPolicy
+from policies.least_loaded import LeastLoadedPolicy
 from policies.local_only import LocalOnlyPolicy
+from policies.lookahead import LookaheadParameters, LookaheadPolicy
+from policies.offload_all import OffloadAllPolicy
+from policies.power_of_two import PowerOfTwoPolicy
+from policies.prefix_affinity import PrefixAffinityParameters, PrefixAffinityPolicy
 from policies.prfaas import PrfaasParameters, PrfaasPolicy
 from policies.round_robin import RoundRobinPolicy
+from policies.static_threshold import StaticThresholdParameters, StaticThresholdPolicy
 
 DATACENTERS = ("east", "north", "west")
 WORKER_IDS = tuple(f"{site}/{name}" for site in DATACENTERS for name in ("d1", "d2", "p1", "p2"))
@@ -57,7 +65,9 @@ def workers(draw: st.DrawFn, worker_id: str) -> WorkerView:
     load = {
         "pending_requests": draw(st.integers(0, 6)),
         "pending_tokens": draw(amounts),
+        "pending_s": draw(st.just(0.0) | st.floats(0, 100)),
         "prefill_s_per_token": draw(st.sampled_from((0.0, 0.001)) | st.floats(0, 1)),
+        "prefill_s_per_token_squared": draw(st.sampled_from((0.0, 1e-6)) | st.floats(0, 1e-3)),
         "kv_bytes_per_token": draw(amounts),
         "kv_state_bytes": draw(amounts),
     }
@@ -75,6 +85,31 @@ def links(draw: st.DrawFn, from_datacenter: str, to_datacenter: str) -> LinkView
         reserved_bytes=draw(amounts),
         is_down=draw(st.sampled_from((False, False, False, True))),
         is_measured=draw(st.booleans()),
+        is_scarce=draw(st.sampled_from((False, False, True))),
+        egress_price_per_gb=draw(st.sampled_from((0.0, 0.02))),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Thresholds and prices for some of the pairs."""
+    pairs = draw(
+        st.sets(st.sampled_from([">".join(pair) for pair in permutations(DATACENTERS, 2)]))
+    )
+    sites = draw(st.sets(st.sampled_from(DATACENTERS)))
+    return Plan(
+        version=draw(st.integers(1, 9)),
+        author="west/router-1",
+        threshold_tokens={
+            pair: draw(st.sampled_from((0.0, 50.0, NEVER_TOKENS)) | st.floats(0, 300))
+            for pair in sorted(pairs)
+        },
+        prices=ShadowPrices(
+            prefill_per_s={site: draw(st.floats(0, 5)) for site in sorted(sites)},
+            link_per_byte={pair: draw(st.floats(0, 1e-6)) for pair in sorted(pairs)},
+        ),
+        throughput_per_s=draw(st.sampled_from((0.0, 3.2))),
+        load=draw(st.floats(0, 2)),
     )
 
 
@@ -93,6 +128,7 @@ def views(draw: st.DrawFn) -> ClusterView:
         mode=draw(st.sampled_from(("normal", "normal", *MODES))),
         prefix_trust=draw(st.sampled_from((1.0, 1.0, 0.5, 0.0))),
         links=tuple(draw(links(*pair)) for pair in sorted(pairs)),
+        plan=draw(st.none() | plans()),
     )
 
 
@@ -110,13 +146,45 @@ def requests(draw: st.DrawFn) -> RequestFeatures:
         sequence=draw(st.integers(0, 1 << 40)),
         prefix_hits=hits,
         excluded=tuple(draw(st.lists(st.sampled_from(WORKER_IDS), unique=True, max_size=1))),
+        allowed_datacenters=draw(
+            st.sampled_from((None, None, None, DATACENTERS, ("east", "west")))
+        ),
+        ttft_deadline_s=draw(st.none() | st.floats(0, 100)),
     )
 
 
 policies: st.SearchStrategy[Policy] = st.one_of(
-    st.builds(PrfaasPolicy, st.builds(PrfaasParameters, threshold_tokens=st.integers(0, 300))),
-    st.just(LocalOnlyPolicy(Parameters())),
-    st.just(RoundRobinPolicy(Parameters())),
+    st.builds(
+        PrfaasPolicy,
+        st.builds(
+            PrfaasParameters,
+            threshold_tokens=st.integers(0, 300),
+            copies=st.booleans(),
+            spills_home=st.booleans(),
+            spills_away=st.booleans(),
+        ),
+    ),
+    st.builds(LookaheadPolicy, st.builds(LookaheadParameters, copies=st.booleans())),
+    st.builds(
+        BalancedSplitPolicy,
+        st.builds(
+            BalancedSplitParameters, offloaded_share=st.none() | st.sampled_from((0.0, 0.4, 1.0))
+        ),
+    ),
+    st.builds(
+        StaticThresholdPolicy,
+        st.builds(StaticThresholdParameters, threshold_tokens=st.integers(0, 300)),
+    ),
+    st.sampled_from(
+        (
+            LeastLoadedPolicy(Parameters()),
+            LocalOnlyPolicy(Parameters()),
+            OffloadAllPolicy(Parameters()),
+            PowerOfTwoPolicy(Parameters()),
+            PrefixAffinityPolicy(PrefixAffinityParameters()),
+            RoundRobinPolicy(Parameters()),
+        )
+    ),
 )
 
 situations = st.builds(

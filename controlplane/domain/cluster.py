@@ -5,10 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import attrgetter
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from controlplane.domain.modes import Mode
+from controlplane.domain.plan import Plan
+
+if TYPE_CHECKING:
+    from controlplane.domain.sites import Filing, Site, SiteKeeper
 
 Role: TypeAlias = Literal["prefill", "decode"]
 
@@ -18,8 +23,14 @@ def link_id(from_datacenter: str, to_datacenter: str) -> str:
     return f"{from_datacenter}>{to_datacenter}"
 
 
+class _Filed:
+    """Where a worker belongs in its datacenter: no part of its value, found when it is first asked."""
+
+    __slots__ = ("_filing",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
+class WorkerView(_Filed):
     """One worker: what it said of itself, and what routers have claimed of it since."""
 
     #: `<datacenter>/<name>`.
@@ -41,6 +52,8 @@ class WorkerView:
     is_draining: bool = False
     #: It can go on with an output that another worker has begun (decode workers).
     can_resume: bool = False
+    #: Another worker can copy what its prefix cache holds.
+    can_export_prefix: bool = False
     #: It failed a request a moment ago, or is silent, and gets no new work for a while.
     is_suspect: bool = False
     #: It failed too many requests and is out for longer.
@@ -53,14 +66,28 @@ class WorkerView:
     pending_requests: int = 0
     #: Prompt tokens it still has to compute: its own count, and claims made since.
     pending_tokens: int = 0
+    #: Seconds of prefill those take: its own estimate, and that of claims made since; 0 from workers
+    #: that do not tell, whose tokens count instead.
+    pending_s: float = 0.0
     #: Seconds of prefill per uncached token, and of any prefill at all.
     prefill_s_per_token: float = 0.0
     prefill_fixed_s: float = 0.0
+    #: Seconds per pair of tokens that attend to each other (the quadratic part).
+    prefill_s_per_token_squared: float = 0.0
     #: Seconds of one decode step.
     decode_step_s: float = 0.0
     #: Size of KV: attention per token, linear-attention state per sequence.
     kv_bytes_per_token: int = 0
     kv_state_bytes: int = 0
+
+    @property
+    def filing(self) -> Filing | None:
+        """Its kind, standing and load, once somebody has found them: ask `filing_of`."""
+        return getattr(self, "_filing", None)
+
+    def file(self, filing: Filing) -> None:
+        """Keep what `filing_of` found."""
+        object.__setattr__(self, "_filing", filing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +100,9 @@ class LinkView:
     capacity_bps: float
     #: Measured while bytes moved, bits per second; 0 until something was measured.
     goodput_bps: float = 0.0
+    #: What it gives while it is asked for something, bits per second, by what receivers measured
+    #: (`domain/link_rate.py`); 0 while none of them tells.
+    measured_bps: float = 0.0
     #: Round trip, seconds.
     rtt_s: float = 0.0
     #: Bytes that running requests still have to move, as predicted.
@@ -81,6 +111,12 @@ class LinkView:
     is_down: bool = False
     #: Bytes have moved over it a moment ago, so that it is known to work.
     is_measured: bool = True
+    #: Part of what it gives that was used lately, 0 to 1.
+    utilisation: float = 0.0
+    #: Its bandwidth is what binds, with hysteresis (`domain/scarcity.py`).
+    is_scarce: bool = False
+    #: What a gigabyte over it costs at this time of the day, in the fleet's currency.
+    egress_price_per_gb: float = 0.0
 
     @property
     def link_id(self) -> str:
@@ -92,16 +128,40 @@ class LinkView:
         """
         Best guess of what a transfer gets when it is alone, bits per second.
 
-        Measured goodput includes waiting for other transfers, so it is trusted only to lower
-        the configured budget by half: below that it says how busy the link was, not how fast.
+        Receivers before 0.4 tell goodput alone. That includes waiting for other transfers, so it is
+        trusted only to lower the configured budget by half: below that it says how busy the link
+        was, not how fast.
         """
+        if self.measured_bps > 0:
+            return min(self.capacity_bps, self.measured_bps)
         if self.goodput_bps <= 0:
             return self.capacity_bps
         return min(self.capacity_bps, max(self.goodput_bps, self.capacity_bps / 2))
 
 
+class _Derived:
+    """
+    What follows from the fields of a view: no part of its value, made when it is first needed.
+
+    A router's view is made of its sites, which are kept up to date; the tuple of all workers is made
+    only for those who ask for all.
+    """
+
+    __slots__ = ("_kept", "_links_by_ends", "_sites", "_sites_by_name")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            if name != "workers":
+                raise AttributeError(name)
+            workers = chain.from_iterable(site.workers for site in self._sites)
+            in_order = tuple(sorted(workers, key=_WORKER_ID))
+            object.__setattr__(self, "workers", in_order)
+            return in_order
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterView:
+class ClusterView(_Derived):
     """Immutable picture of the cluster; a policy reads this and nothing else."""
 
     #: Grows with every change.
@@ -120,6 +180,8 @@ class ClusterView:
     prefix_trust: float = 1.0
     #: Workers that were known and are not kept in a record; 0 for every view that is decided on.
     workers_omitted: int = 0
+    #: What the planner last published; None before the first plan, or when it is too old.
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         # Ties are broken by position, so equal pictures must have equal order.
@@ -127,9 +189,9 @@ class ClusterView:
         object.__setattr__(self, "links", tuple(sorted(self.links, key=_LINK_ID)))
 
     @classmethod
-    def of_sorted(
+    def of_sites(
         cls,
-        workers: tuple[WorkerView, ...],
+        sites: tuple[Site, ...],
         links: tuple[LinkView, ...],
         *,
         epoch: int,
@@ -137,11 +199,16 @@ class ClusterView:
         home_datacenter: str,
         mode: Mode,
         prefix_trust: float,
+        plan: Plan | None = None,
+        keeper: SiteKeeper | None = None,
     ) -> ClusterView:
-        """A view of what is sorted already: sorting a thousand workers takes longer than the rest."""
+        """
+        A view of what is in order already; it takes no longer for many workers than for few.
+
+        Whoever keeps the sites finds workers faster than the view does, as long as nothing changes.
+        """
         view = object.__new__(cls)
         put = object.__setattr__
-        put(view, "workers", workers)
         put(view, "links", links)
         put(view, "epoch", epoch)
         put(view, "age_s", age_s)
@@ -149,20 +216,68 @@ class ClusterView:
         put(view, "mode", mode)
         put(view, "prefix_trust", prefix_trust)
         put(view, "workers_omitted", 0)
+        put(view, "plan", plan)
+        put(view, "_sites", sites)
+        if keeper is not None:
+            put(view, "_kept", (keeper, keeper.version))
         return view
+
+    @property
+    def sites(self) -> tuple[Site, ...] | None:
+        """The workers by datacenter and kind, once somebody has made them: ask `sites_of`."""
+        return getattr(self, "_sites", None)
+
+    def remember(self, sites: tuple[Site, ...]) -> None:
+        """Keep what `sites_of` made of the workers."""
+        object.__setattr__(self, "_sites", sites)
 
     def link(self, from_datacenter: str, to_datacenter: str) -> LinkView | None:
         """The link between two datacenters, if there is one."""
-        wanted = link_id(from_datacenter, to_datacenter)
-        at = bisect_left(self.links, wanted, key=_LINK_ID)
-        found = self.links[at] if at < len(self.links) else None
-        return found if found is not None and found.link_id == wanted else None
+        by_ends: dict[tuple[str, str], LinkView] | None = getattr(self, "_links_by_ends", None)
+        if by_ends is None:
+            by_ends = {(link.from_datacenter, link.to_datacenter): link for link in self.links}
+            object.__setattr__(self, "_links_by_ends", by_ends)
+        return by_ends.get((from_datacenter, to_datacenter))
+
+    @property
+    def size(self) -> int:
+        """How many workers there are."""
+        sites = self.sites
+        return len(self.workers) if sites is None else sum([len(one.workers) for one in sites])
+
+    @property
+    def is_kept_whole(self) -> bool:
+        """A record keeps all its workers: it is no larger than `RECORDED_WORKERS_MAX`."""
+        return self.size <= RECORDED_WORKERS_MAX
 
     def worker(self, worker_id: str) -> WorkerView | None:
         """The worker of this id."""
-        at = bisect_left(self.workers, worker_id, key=_WORKER_ID)
-        found = self.workers[at] if at < len(self.workers) else None
-        return found if found is not None and found.worker_id == worker_id else None
+        kept: tuple[SiteKeeper, int] | None = getattr(self, "_kept", None)
+        if kept is not None and kept[0].version == kept[1]:
+            return kept[0].get(worker_id)
+        sites = self.sites
+        if sites is None:
+            return _find(self.workers, worker_id)
+        by_name: dict[str, Site] | None = getattr(self, "_sites_by_name", None)
+        if by_name is None:
+            by_name = {site.datacenter: site for site in sites}
+            object.__setattr__(self, "_sites_by_name", by_name)
+        its_own = by_name.get(worker_id.partition("/")[0])
+        found = _find(its_own.workers, worker_id) if its_own is not None else None
+        if found is not None:
+            return found
+        # Mostly there is none of this name; an id that does not tell its datacenter is looked for.
+        for site in sites:
+            found = _find(site.workers, worker_id)
+            if found is not None:
+                return found
+        return None
+
+
+def _find(workers: Sequence[WorkerView], worker_id: str) -> WorkerView | None:
+    at = bisect_left(workers, worker_id, key=_WORKER_ID)
+    found = workers[at] if at < len(workers) else None
+    return found if found is not None and found.worker_id == worker_id else None
 
 
 _WORKER_ID: Final = attrgetter("worker_id")
@@ -185,8 +300,8 @@ def recorded(view: ClusterView, named: Sequence[str]) -> ClusterView:
         view: What was decided on.
         named: Ids of the workers that the decision names.
     """
-    if len(view.workers) <= RECORDED_WORKERS_MAX:
+    if view.is_kept_whole:
         return view
     kept = [view.worker(worker_id) for worker_id in named]
     workers = tuple(worker for worker in kept if worker is not None)
-    return replace(view, workers=workers, workers_omitted=len(view.workers) - len(workers))
+    return replace(view, workers=workers, workers_omitted=view.size - len(workers))

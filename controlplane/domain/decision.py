@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from controlplane.domain.prefix import NO_HIT, PrefixHit
 
@@ -23,6 +23,9 @@ RejectedBy: TypeAlias = Literal[
     "link_down",
     "degraded",
     "placement",
+    "residency",
+    "over_deadline",
+    "filter",
 ]
 
 #: Why a policy chose what it chose; a closed list, a label of metrics. "own_rule" is for policies of
@@ -34,6 +37,17 @@ Reason: TypeAlias = Literal[
     "no_remote_prefill",
     "local_only",
     "round_robin",
+    "offload_all",
+    "balanced_split",
+    "least_loaded",
+    "power_of_two",
+    "prefix_affinity",
+    "best_cache_over_threshold",
+    "best_cache_within_threshold",
+    "spilled_from_link",
+    "spilled_from_queue",
+    "least_cost",
+    "deadline_unreachable",
     "own_rule",
     "no_candidate",
 ]
@@ -57,6 +71,10 @@ class RequestFeatures:
     excluded: tuple[str, ...] = ()
     #: Tokens at the end of the input that are output already: the stream goes on elsewhere.
     resumed_tokens: int = 0
+    #: Datacenters that its KV may be in, for data residency; None is anywhere.
+    allowed_datacenters: tuple[str, ...] | None = None
+    #: Seconds within which the client wants its first token; None is as soon as possible.
+    ttft_deadline_s: float | None = None
 
     @property
     def prefill_tokens(self) -> int:
@@ -101,11 +119,29 @@ class Placement:
     prefill_datacenter: str
     decode_worker: str
     decode_datacenter: str
+    #: Worker whose cached prefix the prefill worker copies before it computes the rest; None when
+    #: it uses its own cache, or none.
+    copy_from_worker: str | None = None
+    #: Leading tokens of the prompt that are copied.
+    copy_tokens: int = 0
 
     @property
     def is_offloaded(self) -> bool:
         """Prefill in another datacenter than decode."""
         return self.prefill_datacenter != self.decode_datacenter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTerm:
+    """One term of what a policy minimises, so that a record can say what decided."""
+
+    #: "queue", "prefill", "egress", "price of prefill time in east" ...
+    name: str
+    #: Seconds, the fleet's currency, or an opinion from 0 to 1.
+    amount: float
+    unit: Literal["s", "currency", "score"]
+    #: What it adds to the sum that is compared: in seconds, or for a score times its weight.
+    weighed_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +165,14 @@ class Prediction:
     state_tail_s: float
     rtt_s: float
     ttft_s: float
+    #: Bytes of a cached prefix that are copied to the prefill worker before it computes.
+    copy_bytes: int = 0
+    #: How long that takes; part of the queue's time, which it overlaps.
+    copy_s: float = 0.0
+    #: Of egress, in the fleet's currency.
+    egress_cost: float = 0.0
+    #: What the policy compared, term by term; empty where it compares `ttft_s`.
+    costs: tuple[CostTerm, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +192,37 @@ class Candidate:
     held_tokens: int = 0
 
 
+#: What a decision tells of the workers: candidates, those omitted by reason, the margin.
+Told: TypeAlias = tuple[tuple[Candidate, ...], Mapping[str, int], float | None]
+
+#: The fields of a `Decision` that are `Told`, in that order.
+_TOLD: Final = ("candidates", "omitted", "margin_s")
+
+
+class _Explained:
+    """
+    What a decision tells of the workers, made when somebody first reads it.
+
+    A request waits for where it goes and not for why; the record that says why is written behind it.
+    """
+
+    __slots__ = ("_explain",)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            if name not in _TOLD:
+                raise AttributeError(name)
+            told = self._explain()
+            for field_name, value in zip(_TOLD, told, strict=True):
+                object.__setattr__(self, field_name, value)
+            # What it was made of, a whole view among it, is needed no longer.
+            object.__delattr__(self, "_explain")
+            return getattr(self, name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(_Explained):
     """A policy's proposal of where to run a request, with the whole reason for it."""
 
     #: None when nothing can take the request.
@@ -164,6 +237,36 @@ class Decision:
     omitted: Mapping[str, int] = field(default_factory=dict)
     #: Seconds of predicted TTFT by which the next best prefill worker is worse; None if alone.
     margin_s: float | None = None
+    #: Filters, scorers and pickers of other packages that failed, and how often: they were passed
+    #: over as `policies/plugins.py` says.
+    plugin_failures: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def explained_later(
+        cls,
+        placement: Placement,
+        reason: Reason,
+        explanation: str,
+        prediction: Prediction,
+        explain: Callable[[], Told],
+    ) -> Decision:
+        """A decision like any other, whose candidates are made when somebody first reads them."""
+        decision = object.__new__(cls)
+        put = object.__setattr__
+        put(decision, "placement", placement)
+        put(decision, "reason", reason)
+        put(decision, "explanation", explanation)
+        put(decision, "prediction", prediction)
+        put(decision, "plugin_failures", {})
+        put(decision, "_explain", explain)
+        return decision
+
+    @property
+    def named_workers(self) -> tuple[str, ...]:
+        """Ids of all workers it names: its candidates, and whose cached prefix is copied."""
+        named = [one.worker_id for one in self.candidates]
+        source = None if self.placement is None else self.placement.copy_from_worker
+        return tuple(named if source is None or source in named else [*named, source])
 
 
 #: Candidates kept in a record: enough to see why, small enough for a thousand workers.

@@ -16,12 +16,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from router_builders import a_link_config
 
 from controlplane.domain.health import Outcome
-from controlplane.router.view import Claim, ViewTracker
+from controlplane.router.claims import Claim
+from controlplane.router.view import ViewTracker
 from controlplane.store.api import StoreSnapshot, WorkerLeft, WorkerSeen
 from controlplane.wire import Load, ReserveReply, WorkerBeat
 
 PREFILLS = ("east/p1", "east/p2", "west/p1")
 DECODES = ("west/d1", "west/d2")
+#: A power of two, so that sums of seconds are exact.
+S_PER_TOKEN = 0.25
 OUTCOMES: tuple[Outcome, ...] = ("ok", "lost", "timeout", "refused", "corrupt", "stalled")
 
 
@@ -56,7 +59,9 @@ class Claims(RuleBasedStateMachine):
         values: dict[str, Any] = {
             "incarnation": self.incarnation(worker_id),
             "sequence": self.sequences[worker_id],
-            "load": Load(queue_requests=requests, queue_tokens=tokens),
+            "load": Load(
+                queue_requests=requests, queue_tokens=tokens, queue_s=tokens * S_PER_TOKEN
+            ),
         }
         return a_beat(worker_id, **(values | overrides))
 
@@ -114,6 +119,7 @@ class Claims(RuleBasedStateMachine):
             decode_incarnation=self.incarnation(decode),
             link="east>west" if is_offloaded else None,
             link_bytes=100 * tokens if is_offloaded else 0,
+            prefill_s=tokens * S_PER_TOKEN,
         )
         self.tracker.claim(claim)
         self.prefilling.append(claim)
@@ -160,6 +166,7 @@ class Claims(RuleBasedStateMachine):
         for worker in view.workers:
             counted = (worker.pending_requests, worker.pending_tokens)
             assert counted == self.truth(worker.worker_id), worker.worker_id
+            assert worker.pending_s == counted[1] * S_PER_TOKEN, worker.worker_id
         promised = sum(claim.link_bytes for claim in self.prefilling)
         assert [link.reserved_bytes for link in view.links] == [promised]
 

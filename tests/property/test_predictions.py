@@ -33,7 +33,8 @@ def test_more_queue_never_makes_ttft_smaller(
         pending_requests=prefill.pending_requests + 1,
     )
 
-    assert predicted(request, busier, view).ttft_s >= before.ttft_s
+    # Waiting for the worker and for the link overlap, and their sum is rounded.
+    assert predicted(request, busier, view).ttft_s >= before.ttft_s * (1 - 1e-12)
 
 
 @given(requests(), prefills, linked, st.integers(0, 1 << 40))

@@ -33,7 +33,7 @@ def code(language: str) -> list[str]:
 
 @pytest.fixture
 def _example(install: Callable[[str, str, str], None]) -> None:
-    (source,) = code("python")
+    source = code("python")[0]
     points = tomllib.loads(code("toml")[0])["project"]["entry-points"]["prfaas.policies"]
     ((name, value),) = points.items()
     install("prfaas_fastest", f"{name} = {value}", source)

@@ -272,4 +272,4 @@ def test_a_decode_worker_needs_a_prefill_worker_that_can_hand_over(
 ) -> None:
     view = a_view(links=())
 
-    assert cannot_be_fed(a_worker("west/d1"), prefills, view) == rejection
+    assert cannot_be_fed(a_worker("west/d1"), [(one, 1) for one in prefills], view) == rejection

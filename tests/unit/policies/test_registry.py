@@ -73,14 +73,16 @@ def test_an_unknown_policy_is_told_what_there_is() -> None:
             "prfaas",
             {"treshold_tokens": 1},
             "policy 'prfaas': treshold_tokens: Extra inputs are not permitted; "
-            "its parameters are: threshold_tokens",
+            "its parameters are: threshold_tokens, follows_plan, copies, spills_home, spills_away, "
+            "margin_s, margin_share",
             id="misspelt",
         ),
         pytest.param(
             "prfaas",
             {"threshold_tokens": -1},
             "policy 'prfaas': threshold_tokens: Input should be greater than or equal to 0; "
-            "its parameters are: threshold_tokens",
+            "its parameters are: threshold_tokens, follows_plan, copies, spills_home, spills_away, "
+            "margin_s, margin_share",
             id="out of range",
         ),
         pytest.param(
@@ -177,7 +179,7 @@ def test_policy_names_come_once(install: Install) -> None:
     assert policy_names().count("prfaas") == 1
 
 
-@pytest.mark.parametrize("name", ["local_only", "prfaas", "round_robin"])
+@pytest.mark.parametrize("name", policy_names())
 def test_a_loaded_policy_decides(name: str) -> None:
     decision = load_policy(name, {}).decide(a_request(), a_view(), Random(0))
 

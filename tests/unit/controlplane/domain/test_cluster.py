@@ -8,6 +8,7 @@ from builders import a_link, a_request, a_view, a_worker
 from controlplane.domain.cluster import RECORDED_WORKERS_MAX, ClusterView, link_id, recorded
 from controlplane.domain.decision import Placement
 from controlplane.domain.prefix import PrefixHit
+from controlplane.domain.sites import SiteKeeper, sites_of
 
 
 def test_a_link_is_named_by_its_direction() -> None:
@@ -29,6 +30,18 @@ def test_measured_goodput_lowers_the_rate_by_half_at_most(
     goodput_bps: float, rate_bps: float
 ) -> None:
     link = a_link(capacity_bps=100.0, goodput_bps=goodput_bps)
+
+    assert link.rate_bps == rate_bps
+
+
+@pytest.mark.parametrize(
+    ("measured_bps", "rate_bps"), [(10.0, 10.0), (0.5, 0.5), (100.0, 100.0), (250.0, 100.0)]
+)
+def test_what_was_measured_while_a_link_was_busy_is_believed_up_to_the_budget(
+    measured_bps: float, rate_bps: float
+) -> None:
+    """Whatever goodput says, which is low on a link that is used by many."""
+    link = a_link(capacity_bps=100.0, goodput_bps=1.0, measured_bps=measured_bps)
 
     assert link.rate_bps == rate_bps
 
@@ -118,11 +131,11 @@ def test_a_link_is_found_by_its_ends_alone() -> None:
     assert a_view(links=()).link("a", "c") is None
 
 
-def test_a_view_of_what_is_sorted_equals_one_that_sorts() -> None:
+def test_a_view_of_sites_equals_one_of_workers() -> None:
     view = a_view(mode="store_down", prefix_trust=0.25)
 
-    fast = ClusterView.of_sorted(
-        view.workers,
+    fast = ClusterView.of_sites(
+        sites_of(a_view()),
         view.links,
         epoch=view.epoch,
         age_s=view.age_s,
@@ -154,3 +167,42 @@ def test_a_record_of_a_large_view_keeps_the_candidates_and_counts_the_rest() -> 
     assert [worker.worker_id for worker in kept.workers] == ["west/p001", "west/p050"]
     assert kept.workers_omitted == 98
     assert (kept.links, kept.epoch, kept.mode) == (view.links, view.epoch, view.mode)
+
+
+def test_a_view_finds_its_own_workers_also_when_its_keeper_has_gone_on() -> None:
+    keeper = SiteKeeper()
+    keeper.put(a_worker("west/p1"))
+    keeper.put(a_worker("west/p2"))
+    view = a_view(a_worker("west/p1"), a_worker("west/p2"))
+    kept = ClusterView.of_sites(
+        keeper.sites(),
+        view.links,
+        epoch=view.epoch,
+        age_s=view.age_s,
+        home_datacenter=view.home_datacenter,
+        mode=view.mode,
+        prefix_trust=view.prefix_trust,
+        keeper=keeper,
+    )
+    assert kept.worker("west/p1") == a_worker("west/p1")
+    assert kept.worker("west/p3") is None
+
+    keeper.put(a_worker("west/p1", pending_tokens=9))
+    keeper.drop("west/p2")
+    keeper.put(a_worker("west/p3"))
+
+    assert kept.worker("west/p1") == a_worker("west/p1")
+    assert kept.worker("west/p2") == a_worker("west/p2")
+    assert kept.worker("west/p3") is None
+    assert kept == view
+
+
+def test_a_worker_whose_id_does_not_tell_its_datacenter_is_found() -> None:
+    stray = a_worker("west/p1", datacenter="east")
+
+    view = a_view(stray, a_worker("west/p2"))
+    sites_of(view)
+
+    assert view.worker("west/p1") == stray
+    assert view.worker("nowhere/p1") is None
+    assert view.size == 2

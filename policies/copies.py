@@ -1,0 +1,107 @@
+"""
+Copies of cached prefixes across a link: who could give one, and what it would save.
+
+The paper copies whenever bandwidth is abundant and the longer cache is elsewhere. That can cost more
+than computing: the copy is weighed here, with its bytes, the link's rate and what is promised on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from heapq import nlargest
+from typing import Final
+
+from controlplane.domain.cluster import ClusterView, WorkerView
+from controlplane.domain.decision import RequestFeatures
+from controlplane.domain.estimate import CacheCopy, predict
+from policies.pipeline import Option
+
+#: Datacenters that are looked at for a copy: a shorter prefix from a fifth one is hardly ever better.
+_SOURCES_MAX: Final = 4
+
+
+def copy_sources(request: RequestFeatures, view: ClusterView) -> dict[str, CacheCopy]:
+    """
+    The longest prefixes that datacenters could give away, by datacenter, the longest first.
+
+    Args:
+        request: For its hits.
+        view: For the workers that have them; one that failed, is doubted or leaves gives nothing.
+    """
+    if view.prefix_trust < 1:
+        # A discounted hit is a guess, and a copy needs a position that a prefill can resume from.
+        return {}
+    found: dict[str, CacheCopy] = {}
+    for worker_id, hit in request.prefix_hits.items():
+        tokens = min(hit.resumable_tokens, request.prefill_tokens)
+        site = worker_id.partition("/")[0]
+        # Most hits are the same few common blocks; only a longer one is worth a look.
+        if tokens <= (found[site].tokens if site in found else 0):
+            continue
+        worker = view.worker(worker_id)
+        if worker is not None and _can_give(worker, request):
+            found[site] = CacheCopy(worker, tokens)
+    longest = nlargest(_SOURCES_MAX, found, key=lambda site: (found[site].tokens, site))
+    return {site: found[site] for site in longest}
+
+
+def _can_give(worker: WorkerView, request: RequestFeatures) -> bool:
+    allowed = request.allowed_datacenters
+    return (
+        worker.can_export_prefix
+        and worker.model == request.model
+        and worker.worker_id not in request.excluded
+        and not (worker.is_suspect or worker.is_ejected or worker.is_draining)
+        and (allowed is None or worker.datacenter in allowed)
+    )
+
+
+def with_best_copy(
+    option: Option,
+    request: RequestFeatures,
+    view: ClusterView,
+    decode: WorkerView,
+    sources: Mapping[str, CacheCopy],
+) -> Option | None:
+    """
+    The option with the copy that makes it fastest, or None when there is none to make.
+
+    Links that are down or scarce carry no copies. The result may still be slower than the option
+    without a copy: that is for the caller to weigh.
+    """
+    candidates = [
+        _with_copy(option, request, view, decode, copy)
+        for copy in _fitting(option, request, view, sources.values())
+    ]
+    return min(candidates, key=lambda one: one.prediction.ttft_s, default=None)
+
+
+def _fitting(
+    option: Option, request: RequestFeatures, view: ClusterView, copies: Iterable[CacheCopy]
+) -> Iterable[CacheCopy]:
+    held_tokens = request.prefill_tokens - option.prediction.uncached_tokens
+    for copy in copies:
+        source, target = copy.source, option.worker
+        if copy.tokens <= held_tokens or source.fingerprint != target.fingerprint:
+            continue
+        if source.datacenter == target.datacenter:
+            continue
+        link = view.link(source.datacenter, target.datacenter)
+        if link is not None and not (link.is_down or link.is_scarce):
+            yield copy
+
+
+def _with_copy(
+    option: Option,
+    request: RequestFeatures,
+    view: ClusterView,
+    decode: WorkerView,
+    copy: CacheCopy,
+) -> Option:
+    return replace(
+        option,
+        prediction=predict(request, option.worker, decode, view, copy),
+        copy_from_worker=copy.source.worker_id,
+        copy_tokens=copy.tokens,
+    )

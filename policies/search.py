@@ -1,0 +1,248 @@
+"""
+Finds the workers worth looking at: the few with the least to do, and those with cached prefixes.
+
+A pool is in order of load, and its workers are alike but for caches and a tenth of their speed. So
+the best is among the first of it or among those with a hit, however many workers there are.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from random import Random
+from typing import Final
+
+from controlplane.domain.cluster import RECORDED_WORKERS_MAX, ClusterView, WorkerView
+from controlplane.domain.decision import RequestFeatures
+from controlplane.domain.estimate import prefill_time_s, queue_time_s
+from controlplane.domain.sites import filing_of, share_of
+from policies.survey import Group
+
+#: Workers that are looked at altogether in a large cluster, and at least in each pool of it.
+_LOOKS_MAX: Final = 32
+_LOOKS_MIN: Final = 2
+#: Of all that hold something of a prompt, so many are looked at: those with the longest hits.
+HOLDERS_MAX: Final = 64
+#: Sorts behind every id.
+_BEHIND: Final = chr(0x10FFFF)
+_BITS: Final = 8
+
+
+def looks(view: ClusterView, pools: int) -> int:
+    """
+    Workers to look at in each pool.
+
+    A view that a record keeps as a whole is small enough to look at all.
+    """
+    if view.size <= RECORDED_WORKERS_MAX:
+        return RECORDED_WORKERS_MAX
+    return max(_LOOKS_MIN, _LOOKS_MAX // max(1, pools))
+
+
+def least_busy(group: Group, count: int, rng: Random) -> Sequence[WorkerView]:
+    """
+    The workers of a group with the least to do, the first of them first.
+
+    Args:
+        group: Whose workers can take the request.
+        count: How many, > 0.
+        rng: Chooses among more than `count` that have equally little to do.
+    """
+    if len(group.by_load) <= count:
+        return group.by_load
+    wait, load, _ = group.loads[0]
+    if group.loads[count][:2] != (wait, load):
+        return group.by_load[:count]
+    equal = bisect_right(group.loads, (wait, load, _BEHIND))
+    start = rng.randrange(equal)
+    return [group.by_load[(start + step) % equal] for step in range(count)]
+
+
+def find_holders(request: RequestFeatures, view: ClusterView, groups: Sequence[Group]) -> None:
+    """
+    Tell each group which of its workers hold something of the prompt and can take it.
+
+    Of more than `HOLDERS_MAX`, those that hold most of it.
+    """
+    if not request.prefix_hits:
+        return
+    hits = request.prefix_hits
+    names: Iterable[str] = hits
+    if len(hits) > HOLDERS_MAX:
+        lengths = [(hit.resumable_tokens, hit.attention_tokens, name) for name, hit in hits.items()]
+        names = [name for _, _, name in nlargest(HOLDERS_MAX, lengths)]
+    places = {(group.datacenter, group.kind): group for group in groups}
+    found: dict[int, list[WorkerView]] = {}
+    for name in names:
+        worker = view.worker(name)
+        if worker is None:
+            continue
+        kind, standing, _ = filing_of(worker)
+        group = places[worker.datacenter, kind]
+        if standing is None and name not in group.singled:
+            held = found.get(id(group))
+            if held is None:
+                held = found[id(group)] = []
+                group.held = held
+            held.append(worker)
+
+
+def worth_a_look(group: Group, looks: int, rng: Random) -> Sequence[WorkerView]:
+    """Whom to look at in a group: holders of the prompt, then those least busy; some come twice."""
+    others = least_busy(group, looks, rng)
+    return [*group.held, *others] if group.held else others
+
+
+def pick_decode(
+    request: RequestFeatures,
+    view: ClusterView,
+    groups: Sequence[Group],
+    rng: Random,
+) -> WorkerView | None:
+    """
+    The decode worker: near the router, with a free slot, holding most of the prompt, least busy.
+
+    Decode stays in the router's datacenter when any worker there can take the request. A worker that
+    warms up counts as busier, and with fewer slots, than it is.
+
+    Args:
+        request: What has to be placed.
+        view: The cluster.
+        groups: Of decode workers, in order; those that nobody can feed are barred.
+        rng: Chooses among equals.
+    """
+    feasible = [group for group in groups if group.is_feasible]
+    near = [group for group in feasible if group.datacenter == view.home_datacenter]
+    feasible = near or feasible
+    if not feasible:
+        return None
+    count = looks(view, len(feasible))
+    best: tuple[bool, int, float] | None = None
+    tied: dict[str, WorkerView] = {}
+    for group in feasible:
+        for worker in worth_a_look(group, count, rng):
+            _, _, (must_wait, load, worker_id) = filing_of(worker)
+            key = (must_wait, -request.hit(worker_id).attention_tokens, load)
+            if best is None or key < best:
+                best, tied = key, {worker_id: worker}
+            elif key == best:
+                tied[worker_id] = worker
+    return by_chance(tied, rng)
+
+
+def by_chance(tied: dict[str, WorkerView], rng: Random) -> WorkerView:
+    """One of equal workers, by id; nothing is drawn where there is one alone."""
+    names = sorted(tied)
+    return tied[names[rng.randrange(len(names))] if len(names) > 1 else names[0]]
+
+
+@dataclass(slots=True)
+class Feasible:
+    """The prefill workers that could take a request and hand over to its decode worker."""
+
+    request: RequestFeatures
+    view: ClusterView
+    decode: WorkerView
+    #: Each with somebody in it, in order of datacenter and kind.
+    groups: Sequence[Group]
+    #: Workers to look at in each group.
+    looks: int
+
+    def __len__(self) -> int:
+        return sum([len(group.able) for group in self.groups])
+
+    def __getitem__(self, number: int) -> WorkerView:
+        """One of them by number, in order of datacenter, kind and id."""
+        for group in self.groups:
+            if number < len(group.able):
+                return group.able[number]
+            number -= len(group.able)
+        raise IndexError(number)
+
+    def looked_at(self, rng: Random) -> Iterator[WorkerView]:
+        """The workers worth looking at, each once."""
+        for group in self.groups:
+            looks = worth_a_look(group, self.looks, rng)
+            yield from {one.worker_id: one for one in looks}.values()
+
+    def by_site(self) -> dict[str, tuple[int, int]]:
+        """For each datacenter how many of them there are, and the fewest uncached tokens of any."""
+        hits, prefill_tokens = self.request.prefix_hits, self.request.prefill_tokens
+        # All holders are known one by one, unless there are too many of them.
+        looks = 0 if len(hits) <= HOLDERS_MAX else self.looks
+        sites: dict[str, tuple[int, int]] = {}
+        for group in self.groups:
+            count, fewest = sites.get(group.datacenter, (0, prefill_tokens))
+            for one in (*group.held, *group.by_load[:looks]):
+                hit = hits.get(one.worker_id)
+                if hit is not None:
+                    fewest = min(fewest, max(0, prefill_tokens - hit.resumable_tokens))
+            sites[group.datacenter] = (count + len(group.able), fewest)
+        return sites
+
+
+def best_of_sites(feasible: Feasible, rng: Random) -> list[WorkerView]:
+    """
+    For each datacenter the worker with the least predicted TTFT, divided by its share.
+
+    Args:
+        feasible: Who could take the request.
+        rng: Chooses among equals.
+    """
+    best: dict[str, _Best] = {}
+    for group in feasible.groups:
+        site = best.get(group.datacenter)
+        if site is None:
+            site = best[group.datacenter] = _Best()
+        _look(feasible, group, site, rng)
+    return [by_chance(site.tied, rng) for site in best.values()]
+
+
+class _Best:
+    """The workers of a datacenter with the least cost so far."""
+
+    __slots__ = ("cost_s", "tied")
+
+    def __init__(self) -> None:
+        self.cost_s = math.inf
+        self.tied: dict[str, WorkerView] = {}
+
+
+def _look(feasible: Feasible, group: Group, best: _Best, rng: Random) -> None:
+    """
+    Predict the TTFT of the workers of a group that are worth it.
+
+    As `predict` has it, to the last bit, at a tenth of the time: what is the same for all workers
+    of the group is found once.
+    """
+    request, decode = feasible.request, feasible.decode
+    hits, prefill_tokens = request.prefix_hits, request.prefill_tokens
+    promised_s = bytes_s = tail_s = rtt_s = 0.0
+    if group.datacenter != decode.datacenter:
+        link = feasible.view.link(group.datacenter, decode.datacenter)
+        assert link is not None, "they can hand over"
+        rate_bps = link.rate_bps
+        lacking_bytes = request.lacking_tokens(decode.worker_id) * group.kind.kv_bytes_per_token
+        promised_s, bytes_s = (
+            link.reserved_bytes * _BITS / rate_bps,
+            lacking_bytes * _BITS / rate_bps,
+        )
+        tail_s, rtt_s = group.kind.kv_state_bytes * _BITS / rate_bps, link.rtt_s
+    for worker in worth_a_look(group, feasible.looks, rng):
+        queue_s, share, hit = queue_time_s(worker), share_of(worker), hits.get(worker.worker_id)
+        if hit is None:
+            if queue_s / share > best.cost_s:
+                break  # Nor can anybody behind it, who waits longer, be earlier.
+            prefill_s = prefill_time_s(worker, prefill_tokens, 0)
+        else:
+            uncached_tokens = max(0, prefill_tokens - hit.resumable_tokens)
+            prefill_s = prefill_time_s(worker, uncached_tokens, prefill_tokens - uncached_tokens)
+        transfer_s = bytes_s if queue_s >= promised_s else promised_s - queue_s + bytes_s
+        cost_s = (queue_s + max(prefill_s, transfer_s) + tail_s + rtt_s) / share
+        if cost_s < best.cost_s or not best.tied:
+            best.cost_s, best.tied = cost_s, {worker.worker_id: worker}
+        elif cost_s == best.cost_s:
+            best.tied[worker.worker_id] = worker
