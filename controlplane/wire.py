@@ -9,44 +9,52 @@ format of their own in `workers/kv`.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-from enum import IntEnum
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from controlplane.domain.prefix import InventoryDelta, InventoryEntry
+from controlplane.wire_framing import (
+    FRAME_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    FrameKind,
+    FrameReader,
+    pack_frame,
+    pack_output,
+    pack_parcel,
+    parcel_head,
+    unpack_output,
+    unpack_parcel,
+)
+from controlplane.wire_kv import KvAddress, KvGroup, KvLocation, KvManifest
 from controlplane.wire_types import (
     INVENTORY_BLOCKS_MAX,
     LINKS_MAX,
+    WIRE_VERSION,
     BlockName,
     Count,
     LinkId,
+    Message,
     Name,
     Positive,
     Seconds,
 )
 
-WIRE_VERSION: Final = 1
-
-#: A JSON header may have this many bytes; a peer that announces more is refused unread.
-HEADER_BYTES_MAX: Final = 1 << 20
-#: One frame of a decode stream may have this many bytes.
-FRAME_BYTES_MAX: Final = 32 << 20
+#: Framing, KV and the base of messages are modules of their own; all is imported from here.
+__all__ = [
+    "FRAME_BYTES_MAX", "HEADER_BYTES_MAX", "WIRE_VERSION", "FrameKind", "FrameReader", "KvAddress",
+    "KvGroup", "KvLocation", "KvManifest", "Message", "pack_frame", "pack_output", "pack_parcel",
+    "parcel_head", "unpack_output", "unpack_parcel",
+]  # fmt: skip
 
 PARCEL_CONTENT_TYPE: Final = "application/x-prfaas-parcel"
 STREAM_CONTENT_TYPE: Final = "application/x-prfaas-stream"
 
 Role: TypeAlias = Literal["prefill", "decode"]
-
-
-class Message(BaseModel):
-    """Base of all messages: immutable, versioned, tolerant of fields from the future."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    version: Literal[1] = WIRE_VERSION
+#: Ends the id of the prefill registration of a decode worker that lends a share of its time.
+LENT_SUFFIX: Final = ".lent"
+#: A decode worker keeps half of its time at least: below that its token rate leaves any objective.
+LendShare: TypeAlias = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
 
 
 # --- Worker to store: who I am and how I do ---------------------------------------------------
@@ -59,7 +67,9 @@ class Profile(Message):
     prefill_s_per_token: Seconds = 0.0
     #: Fixed seconds of any prefill.
     prefill_fixed_s: Seconds = 0.0
-    #: Seconds of one decode step.
+    #: Seconds per pair of tokens that attend to each other; 0 where a line fits well enough.
+    prefill_s_per_token_squared: Seconds = 0.0
+    #: Seconds of one decode step; longer by 1 / (1 - share) while a share of the time is lent.
     decode_step_s: Seconds = 0.0
     #: Attention KV, bytes per token.
     kv_bytes_per_token: Count = 0
@@ -74,6 +84,8 @@ class Load(Message):
     queue_requests: Count = 0
     #: Tokens still to be computed for those: uncached prompt tokens for prefill workers.
     queue_tokens: Count = 0
+    #: Seconds of prefill those take, by the worker's own estimate; None from workers before 0.4.
+    queue_s: Seconds | None = None
     #: Requests running.
     running: Count = 0
     #: Bytes of KV held, prefix cache and segments.
@@ -141,6 +153,12 @@ class LinkReport(Message):
     goodput_bps: Seconds = 0.0
     #: KV payload bytes received over this link by this worker.
     bytes_total: Count = 0
+    #: The same with those of transfers under way.
+    arrived_bytes_total: Count = 0
+    #: Of those, what arrived in the seconds below; None where a receiver does not tell it apart.
+    moved_bytes_total: Count | None = None
+    #: Seconds in which at least one of them had bytes on their way; None from workers before 0.4.
+    busy_s_total: Seconds | None = None
     #: Seconds from a chunk request to its first byte, smoothed, for chunks that were ready.
     rtt_s: Seconds = 0.0
 
@@ -157,6 +175,8 @@ class WorkerBeat(Message):
     sequence: Positive
     #: Base URL of the worker's HTTP API.
     url: Annotated[str, Field(max_length=512, pattern=r"^http://")]
+    #: Where it serves KV; None from workers that serve none, and from those before 0.4.
+    kv: KvAddress | None = None
     model: Name
     #: Equal fingerprints can exchange KV; anything else cannot.
     fingerprint: Name
@@ -174,6 +194,16 @@ class WorkerBeat(Message):
     age_s: Seconds | None = None
     profile: Profile = Profile()
     load: Load = Load()
+    #: Roles it can change to, its own included; empty when it always keeps the one it has.
+    roles: Annotated[tuple[Role, ...], Field(max_length=2)] = ()
+    #: Part of its time that a decode worker lends to local prefill now.
+    lend_share: LendShare = 0.0
+    #: In the prefill registration of lent time: the decode worker whose time it is. That has an id
+    #: and an incarnation of its own, `<worker id>` and `LENT_SUFFIX`, and a profile that is slower
+    #: by 1 / share; the decode worker's own registration stays as it is.
+    lent_by: Name | None = None
+    #: Others can copy what its prefix cache holds: it answers `POST /worker/v1/prefix`.
+    can_export_prefix: bool = False
     inventory: Inventory = Inventory()
     links: Annotated[tuple[LinkReport, ...], Field(max_length=LINKS_MAX)] = ()
 
@@ -185,6 +215,67 @@ class BeatReply(Message):
     wants_full_inventory: bool
     #: The inventory was larger than the store keeps: only the newest part of it is there.
     is_inventory_cut: bool = False
+
+
+# --- Planner to worker ------------------------------------------------------------------------
+
+
+class RoleChange(Message):
+    """
+    Body of `POST /worker/v1/role`: what a worker should do from now on.
+
+    Another role means: say `is_draining`, finish what is there, then register as another
+    incarnation with the new role. Another share alone needs no drain. What the worker has already is
+    answered like a change, so that a call that timed out can be repeated.
+    """
+
+    #: The life it is meant for; another one refuses.
+    incarnation: Name
+    role: Role
+    #: Part of its time that a decode worker lends to prefill in its own datacenter; 0 for prefill.
+    lend_share: LendShare = 0.0
+    #: It refuses another role for so long, on its own clock, whoever asks.
+    dwell_s: Seconds
+
+
+class RoleReply(Message):
+    """
+    202: the worker will do it, or does already. A refusal is 409 with a `WorkerError`.
+
+    Codes of a refusal: `role_dwell` (too early), `role_incarnation` (another life),
+    `role_unsupported` (not among its `roles`), `role_busy` (another change, or its end, is under way).
+    """
+
+    worker_id: Name
+    incarnation: Name
+    #: What it will be.
+    role: Role
+    lend_share: LendShare = 0.0
+    #: It has to finish requests of its old role first.
+    is_draining: bool = False
+
+
+# --- Router to worker: is the way to another worker open --------------------------------------
+
+#: What a worker found on its way to another one: an answer came back; somebody said no or broke the
+#: connection, which tells nothing of the way; nothing came back.
+LinkSign: TypeAlias = Literal["answered", "refused", "silent"]
+
+
+class LinkProbe(Message):
+    """Dial the KV port of another worker and wait for one answer."""
+
+    target: KvAddress
+    #: Longer is silence.
+    timeout_s: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+
+
+class LinkProbeReply(Message):
+    """What became of it."""
+
+    sign: LinkSign
+    #: Seconds from the question to its answer, without the connecting; 0 without an answer.
+    rtt_s: Seconds = 0.0
 
 
 # --- Router to store --------------------------------------------------------------------------
@@ -244,43 +335,9 @@ class PrefillJob(Message):
     destination: Name
     #: Seconds left for the whole request.
     deadline_s: Seconds
-
-
-class KvGroup(Message):
-    """One kind of KV in a segment."""
-
-    name: Literal["attention", "state"]
-    #: Bytes for each token; 0 for state.
-    bytes_per_token: Count
-    #: Bytes whatever the length; 0 for attention.
-    fixed_bytes: Count
-
-
-class KvManifest(Message):
-    """What a segment is made of; sizes and order of its chunks follow (`workers/kv/layout.py`)."""
-
-    fingerprint: Name
-    scope: Name
-    #: Tokens the segment covers: all of the prompt but its last.
-    token_count: Count
-    block_tokens: Annotated[int, Field(ge=1)]
-    groups: tuple[KvGroup, ...]
-
-
-class KvLocation(Message):
-    """A lease on a versioned thing, never a bare address."""
-
-    worker_id: Name
-    datacenter: Name
-    incarnation: Name
-    segment_id: Name
-    #: Counter of the owner, bumped on every reuse of a buffer.
-    generation: Count
-    host: Annotated[str, Field(max_length=255)]
-    port: Annotated[int, Field(ge=1, le=65535)]
-    #: Length of the lease from its last renewal, on the owner's clock.
-    lease_s: Seconds
-    manifest: KvManifest
+    #: KV of the prompt's leading tokens to copy first; what cannot be copied is computed. Workers
+    #: before 0.4 compute it all.
+    prefix: KvLocation | None = None
 
 
 class PrefillReport(Message):
@@ -292,6 +349,33 @@ class PrefillReport(Message):
     cached_tokens: Count
     #: Prompt tokens computed.
     computed_tokens: Count
+    #: Of the cached ones, those that were copied from another worker for this job.
+    copied_tokens: Count = 0
+    #: Payload bytes that this took, whether or not it came to an end.
+    copied_bytes: Count = 0
+    #: Seconds from the job's arrival to the end of the copy; 0 without one.
+    copy_s: Seconds = 0.0
+    #: Code of what ended a copy that did not succeed; empty without one.
+    copy_failure: Annotated[str, Field(max_length=128)] = ""
+
+
+# --- Router to a worker with a prefix cache ---------------------------------------------------
+
+
+class PrefixAsk(Message):
+    """
+    Header of a parcel whose payload is the leading tokens of a prompt (`POST /worker/v1/prefix`).
+
+    The answer is the `KvLocation` of the longest part that the worker's cache has attention and
+    exact state of, or 404 when it has none.
+    """
+
+    request_id: Name
+    #: The life that the router chose; another one refuses.
+    incarnation: Name
+    fingerprint: Name
+    scope: Name
+    token_width_bytes: Literal[2, 4]
 
 
 # --- Router to decode worker ------------------------------------------------------------------
@@ -385,112 +469,3 @@ class WorkerError(Message):
 
     code: Name
     message: str = Field(max_length=1024)
-
-
-# --- Framing ----------------------------------------------------------------------------------
-
-_LENGTH = struct.Struct("<I")
-_FRAME = struct.Struct("<BI")
-
-
-def parcel_head(header: Message) -> bytes:
-    """What stands before the payload of a parcel: a JSON header with its length before it."""
-    head = header.model_dump_json().encode()
-    return _LENGTH.pack(len(head)) + head
-
-
-def pack_parcel(header: Message, payload: bytes) -> bytes:
-    """A parcel in one piece; long payloads are better sent behind `parcel_head` uncopied."""
-    return parcel_head(header) + payload
-
-
-def unpack_parcel(body: bytes) -> tuple[bytes, bytes]:
-    """
-    Header JSON and payload of a parcel.
-
-    Raises:
-        ValueError: Too short, or a header length beyond the body or `HEADER_BYTES_MAX`.
-    """
-    if len(body) < _LENGTH.size:
-        raise ValueError(f"a parcel has at least {_LENGTH.size} bytes, this one has {len(body)}")
-    (length,) = _LENGTH.unpack_from(body)
-    end = _LENGTH.size + length
-    if length > HEADER_BYTES_MAX or end > len(body):
-        raise ValueError(f"a header of {length} bytes does not fit a parcel of {len(body)} bytes")
-    return body[_LENGTH.size : end], body[end:]
-
-
-class FrameKind(IntEnum):
-    """What a frame of a decode stream carries."""
-
-    #: Bytes for the client, as they are: an SSE event, or the whole JSON answer.
-    CONTENT = 1
-    #: A `DecodeReport`; the stream ended well.
-    REPORT = 2
-    #: A `DecodeFailure`; the stream ended badly.
-    FAILURE = 3
-    #: Nothing to say yet, but at work: sent every `alive_interval_s` of silence.
-    ALIVE = 4
-    #: Output tokens, and the bytes for the client that they made certain (`pack_output`). One
-    #: frame, so that a stream that breaks has told both or neither.
-    OUTPUT = 5
-
-
-def pack_output(tokens: Sequence[int], content: bytes) -> bytes:
-    """Payload of an `OUTPUT` frame: number of tokens, each in four bytes, content."""
-    return struct.pack(f"<I{len(tokens)}I", len(tokens), *tokens) + content
-
-
-def unpack_output(payload: bytes) -> tuple[tuple[int, ...], bytes]:
-    """
-    Tokens and content of an `OUTPUT` frame.
-
-    Raises:
-        ValueError: Shorter than it says.
-    """
-    if len(payload) < _LENGTH.size:
-        raise ValueError(f"an output frame has at least {_LENGTH.size} bytes, not {len(payload)}")
-    (count,) = _LENGTH.unpack_from(payload)
-    end = _LENGTH.size * (count + 1)
-    if end > len(payload):
-        raise ValueError(f"an output frame of {len(payload)} bytes cannot hold {count} tokens")
-    return struct.unpack_from(f"<{count}I", payload, _LENGTH.size), payload[end:]
-
-
-def pack_frame(kind: FrameKind, payload: bytes) -> bytes:
-    """One frame of a decode stream: kind, length, payload."""
-    return _FRAME.pack(kind, len(payload)) + payload
-
-
-class FrameReader:
-    """
-    Cuts a byte stream into frames, whatever pieces it comes in.
-
-    Holds at most one partial frame, so its memory is bounded by `FRAME_BYTES_MAX`.
-    """
-
-    def __init__(self) -> None:
-        self._pending = bytearray()
-
-    def feed(self, data: bytes) -> list[tuple[FrameKind, bytes]]:
-        """
-        Frames that `data` completes, in order.
-
-        Raises:
-            ValueError: An unknown kind, or a frame over `FRAME_BYTES_MAX`.
-        """
-        self._pending += data
-        buffer = self._pending
-        offset = 0
-        frames: list[tuple[FrameKind, bytes]] = []
-        while len(buffer) - offset >= _FRAME.size:
-            kind, length = _FRAME.unpack_from(buffer, offset)
-            if length > FRAME_BYTES_MAX:
-                raise ValueError(f"a frame of {length} bytes is over {FRAME_BYTES_MAX}")
-            end = offset + _FRAME.size + length
-            if end > len(buffer):
-                break
-            frames.append((FrameKind(kind), bytes(buffer[offset + _FRAME.size : end])))
-            offset = end
-        del buffer[:offset]
-        return frames

@@ -1,10 +1,10 @@
-"""Numbers and names in messages, with bounds: what one process may have another one compute with."""
+"""The base of messages, and numbers and names in them, with bounds on what another process computes with."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 #: Bounds far beyond anything real, so that sums and products of them are still finite numbers.
 COUNT_MAX: Final = 2**63 - 1
@@ -30,3 +30,13 @@ BlockName: TypeAlias = Annotated[str, Field(max_length=BLOCK_NAME_MAX)]
 LinkId: TypeAlias = Annotated[
     str, Field(max_length=257, pattern=r"^[A-Za-z0-9._/:-]+>[A-Za-z0-9._/:-]+$")
 ]
+
+WIRE_VERSION: Final = 1
+
+
+class Message(BaseModel):
+    """Base of all messages: immutable, versioned, tolerant of fields from the future."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    version: Literal[1] = WIRE_VERSION

@@ -135,6 +135,9 @@ class FakeSequence:
             raise self._engine.write_error
         self.written.append(piece)
 
+    def keep(self) -> int:
+        return len(self.tokens)
+
     def close(self) -> None:
         self._engine.open.discard(self)
 
@@ -202,6 +205,7 @@ class FakeEngine:
         #: Blocks that the next delta tells of.
         self.stored: dict[BlockHash, InventoryEntry] = {}
         self.known: dict[BlockHash, InventoryEntry] = {}
+        self.prefill_share: float | None = None
         self.is_closed = False
 
     def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> FakeRun:
@@ -214,6 +218,13 @@ class FakeEngine:
         sequence = FakeSequence(self, tokens, self.held_tokens)
         self.sequences.append(sequence)
         return sequence
+
+    def export_prefix(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> Sequence[KvPiece]:
+        assert len(hashes) == len(tokens) // BLOCK
+        return ()
+
+    def limit_prefill(self, share: float | None) -> None:
+        self.prefill_share = share
 
     def decode(self, sequence: KvImport, tokens: TokenIds, sampling: Sampling) -> FakeOutput:
         assert isinstance(sequence, FakeSequence)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from controlplane.config import HeartbeatConfig
 from controlplane.errors import StoreError
 from controlplane.observe.logs import get_logger
 from controlplane.store.api import StateStore
-from controlplane.wire import Inventory, Load, WorkerBeat
+from controlplane.wire import Inventory, KvAddress, Load, Profile, Role, WorkerBeat
 from workers.engine import Engine
 from workers.identity import Identity
+from workers.inventory import TakeDelta
 from workers.kv.timing import Clock
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
@@ -21,6 +23,19 @@ _log = get_logger()
 
 #: A store that lacks a worker's earlier reports gets all of it after this pause.
 _URGENT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a worker can do besides its role; what workers before 0.4 could not."""
+
+    #: Roles it can change to, its own included; empty when it keeps the one it has.
+    roles: tuple[Role, ...] = ()
+    can_export_prefix: bool = False
+    #: The decode worker whose time a registration for prefill is a share of.
+    lent_by: str | None = None
+    #: That share now; for `lent_by` itself too.
+    lend_share: Callable[[], float] = lambda: 0.0
 
 
 class Agent:
@@ -40,6 +55,9 @@ class Agent:
         jobs: Callable[[], int],
         links: LinkMeters,
         is_stalled: Callable[[], bool] = lambda: False,
+        kv: KvAddress | None = None,
+        abilities: Abilities | None = None,
+        inventory: TakeDelta | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """
@@ -55,6 +73,9 @@ class Agent:
             jobs: Requests waiting and running now.
             links: What it measured on links.
             is_stalled: Whether its engine hangs; such a worker takes nothing new.
+            kv: Where it serves KV, if it does.
+            abilities: What it can do besides its role; None for nothing.
+            inventory: Changes of its prefix cache; None for the engine's own.
             clock: Monotonic seconds.
         """
         self._engine = engine
@@ -68,6 +89,9 @@ class Agent:
         self._jobs = jobs
         self._links = links
         self._is_stalled = is_stalled
+        self._kv = kv
+        self._abilities = abilities or Abilities()
+        self._take_inventory = inventory or engine.take_inventory_delta
         self._clock = clock
         self._ready_at_s = clock()
         self._sequence = 0
@@ -110,7 +134,7 @@ class Agent:
 
     async def _beat(self) -> bool:
         is_full = self._wants_full
-        delta = self._engine.take_inventory_delta(is_full=is_full)
+        delta = self._take_inventory(is_full=is_full)
         self._sequence += 1
         beat = self._describe(self._sequence, Inventory.from_delta(delta))
         try:
@@ -129,8 +153,8 @@ class Agent:
         return True
 
     def _describe(self, sequence: int, inventory: Inventory) -> WorkerBeat:
-        spec = self._engine.spec
-        load = self._engine.load()
+        spec, abilities = self._engine.spec, self._abilities
+        profile = self._profile()
         return WorkerBeat(
             worker_id=self._identity.worker_id,
             datacenter=self._identity.datacenter,
@@ -138,6 +162,7 @@ class Agent:
             incarnation=self._identity.incarnation,
             sequence=sequence,
             url=self._url,
+            kv=self._kv,
             model=spec.model,
             fingerprint=spec.fingerprint,
             vocabulary_size=spec.vocabulary_size,
@@ -148,15 +173,44 @@ class Agent:
             is_draining=self.is_draining or self._is_stalled(),
             can_resume=True,
             age_s=max(0.0, self._clock() - self._ready_at_s),
-            profile=self._engine.profile(),
-            load=Load(
-                queue_requests=self._jobs(),
-                queue_tokens=load.queue_tokens,
-                running=load.running,
-                kv_bytes=load.kv_bytes,
-            ),
+            profile=profile,
+            load=self._load(profile),
+            roles=abilities.roles,
+            lend_share=abilities.lend_share() if abilities.lent_by is None else 0.0,
+            lent_by=abilities.lent_by,
+            can_export_prefix=abilities.can_export_prefix,
             inventory=inventory,
             links=self._links.reports(),
+        )
+
+    def _profile(self) -> Profile:
+        """Measured times, longer where time is shared: by what the other role takes meanwhile."""
+        profile = self._engine.profile()
+        share = self._abilities.lend_share()
+        if not share:
+            return profile
+        if self._abilities.lent_by is None:
+            return profile.model_copy(update={"decode_step_s": profile.decode_step_s / (1 - share)})
+        return profile.model_copy(
+            update={
+                "prefill_s_per_token": profile.prefill_s_per_token / share,
+                "prefill_fixed_s": profile.prefill_fixed_s / share,
+                "prefill_s_per_token_squared": profile.prefill_s_per_token_squared / share,
+            }
+        )
+
+    def _load(self, profile: Profile) -> Load:
+        load, jobs = self._engine.load(), self._jobs()
+        is_prefill = self._identity.role == "prefill"
+        queue_s = load.queue_tokens * profile.prefill_s_per_token + jobs * profile.prefill_fixed_s
+        return Load(
+            queue_requests=jobs,
+            # What a decode worker's engine prefills is told by the registration of its lent time.
+            queue_tokens=load.queue_tokens if is_prefill else 0,
+            queue_s=queue_s if is_prefill else 0.0,
+            # One engine runs what two registrations have.
+            running=min(load.running, self._slots),
+            kv_bytes=load.kv_bytes,
         )
 
     async def drain(self) -> None:

@@ -188,6 +188,7 @@ class DecodeService:
             config=self._config,
             arrived_s=arrived_s,
             clock=self._clock,
+            traffic=self._links.traffic(origin),
         )
         self._links.add(
             origin,

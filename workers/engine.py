@@ -117,6 +117,20 @@ class KvImport(Protocol):
             ValueError: Wrong size, out of range, or not expected.
         """
 
+    def keep(self) -> int:
+        """
+        Put what was written into the prefix cache instead of decoding it.
+
+        It is held there until `close`, so that a prefill that is queued meanwhile finds it.
+
+        Returns:
+            Leading tokens that a prefill can skip now; less than was written where the cache had no
+            room for all of it.
+
+        Raises:
+            ValueError: Something was not written, or the tokens do not end with a block.
+        """
+
     def close(self) -> None:
         """Give everything back. Idempotent; a sequence that is decoding is stopped first."""
 
@@ -173,6 +187,27 @@ class Engine(Protocol):
             sequence: Completely written. Ownership passes: it is closed when the iterator ends.
             tokens: The whole prompt, `len >= 1`.
             sampling: `stop` strings are the caller's business.
+        """
+
+    def export_prefix(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> Sequence[KvPiece]:
+        """
+        The longest prefix of `tokens` that the prefix cache has attention and exact state of.
+
+        Args:
+            tokens: Leading tokens of a prompt.
+            hashes: Block hashes of exactly these tokens.
+
+        Returns:
+            Its pieces in order, as a prefill of it would make them: immutable, and not held by the
+            cache. Empty when there is none.
+        """
+
+    def limit_prefill(self, share: float | None) -> None:
+        """
+        Let prefill take at most a part of the time while there is something to decode.
+
+        Args:
+            share: 0 < share < 1; None for no bound: prefill and decode take turns.
         """
 
     def take_inventory_delta(self, *, is_full: bool) -> InventoryDelta:

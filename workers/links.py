@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from controlplane.wire import LinkReport
+from workers.kv.traffic import LinkTraffic
 
 #: Smaller transfers fit a sender's burst and tell its speed, not the link's.
 _TELLING_BYTES = 1 << 20
@@ -18,6 +20,7 @@ class _Meter:
     goodput_bps: float = 0.0
     rtt_s: float = 0.0
     bytes_total: int = 0
+    traffic: LinkTraffic | None = None
 
 
 class LinkMeters:
@@ -47,6 +50,15 @@ class LinkMeters:
             meter.goodput_bps = _smooth(meter.goodput_bps, goodput_bps)
         meter.rtt_s = _smooth(meter.rtt_s, rtt_s)
 
+    def traffic(self, from_datacenter: str) -> LinkTraffic | None:
+        """What counts bytes on their way over a link; None inside a datacenter."""
+        if from_datacenter == self._datacenter:
+            return None
+        meter = self._meters.setdefault(from_datacenter, _Meter())
+        if meter.traffic is None:
+            meter.traffic = LinkTraffic()
+        return meter.traffic
+
     def reports(self) -> tuple[LinkReport, ...]:
         """What goes into a heartbeat."""
         return tuple(
@@ -56,9 +68,26 @@ class LinkMeters:
                 goodput_bps=meter.goodput_bps,
                 bytes_total=meter.bytes_total,
                 rtt_s=meter.rtt_s,
+                **_told(meter.traffic),
             )
             for name, meter in sorted(self._meters.items())
         )
+
+
+class _Told(TypedDict, total=False):
+    arrived_bytes_total: int
+    moved_bytes_total: int | None
+    busy_s_total: float
+
+
+def _told(traffic: LinkTraffic | None) -> _Told:
+    if traffic is None:
+        return {}
+    return {
+        "arrived_bytes_total": traffic.arrived_bytes_total,
+        "moved_bytes_total": traffic.moved_bytes_total,
+        "busy_s_total": traffic.busy_s_total,
+    }
 
 
 def _smooth(known: float, new: float) -> float:

@@ -28,6 +28,12 @@ class WorkerMetrics:
         self.kv_received_bytes_total = Counter(
             "prfaas_kv_received_bytes_total", "KV bytes received.", ["from_dc"], registry=registry
         )
+        self.prefix_copies_total = Counter(
+            "prfaas_prefix_copies_total",
+            "Copies of other workers' cached prefixes, by outcome.",
+            ["code"],
+            registry=registry,
+        )
         self.jobs_total = Counter(
             "prfaas_jobs_total",
             "Jobs by role and outcome code.",

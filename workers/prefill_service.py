@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Final
 
-from controlplane.domain.prefix import block_hashes
+from controlplane.domain.prefix import BlockHash, block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
     Draining,
@@ -26,6 +26,7 @@ from workers.kv.segment import Segment
 from workers.kv.segments import SegmentStore
 from workers.locations import LocationPublisher
 from workers.metrics import WorkerMetrics
+from workers.prefix_copy import Copy, PrefixCopier
 
 _log = get_logger()
 
@@ -51,7 +52,19 @@ class PrefillService:
         requests_max: int,
         locate: Callable[[Segment], KvLocation],
         publisher: LocationPublisher,
+        copier: PrefixCopier | None = None,
     ) -> None:
+        """
+        Args:
+            engine: What computes.
+            segments: Where KV is kept for readers.
+            identity: Of this life.
+            metrics: Of the process.
+            requests_max: Jobs it takes, the running one included.
+            locate: Says where a segment is read.
+            publisher: Told of segments that come and go.
+            copier: Brings prefixes from other workers; None computes them.
+        """
         self._engine = engine
         self._segments = segments
         self._identity = identity
@@ -59,6 +72,7 @@ class PrefillService:
         self._requests_max = requests_max
         self._locate = locate
         self._publisher = publisher
+        self._copier = copier
         #: Jobs that compute, by job id; segments stay readable after their job has ended.
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._segment_of: dict[str, Segment] = {}
@@ -127,10 +141,15 @@ class PrefillService:
 
     def renewed(self, segment: Segment) -> None:
         """A reader renewed a segment's lease."""
+        if segment.is_copy:
+            return
         self._publisher.put(self._locate(segment))
 
     def dropped(self, segment: Segment) -> None:
         """A segment can no longer be read: its job, if it still computes, has no reader."""
+        if segment.is_copy:
+            # Of another worker's request: nobody was told of it here.
+            return
         self._publisher.drop(segment.segment_id)
         for job_id, known in tuple(self._segment_of.items()):
             if known is segment:
@@ -206,13 +225,29 @@ class PrefillService:
 
     async def _compute(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> PrefillReport:
         hashes = block_hashes(tokens, block_tokens=self._engine.spec.block_tokens, scope=job.scope)
-        run = self._engine.prefill(tokens, hashes)
-        async with aclosing(run.pieces()) as pieces:
-            async for piece in pieces:
-                segment.fill(piece)
+        copy = await self._copy(job, tokens, hashes)
+        try:
+            run = self._engine.prefill(tokens, hashes)
+            async with aclosing(run.pieces()) as pieces:
+                async for piece in pieces:
+                    # It holds the cache by itself now.
+                    copy.close()
+                    segment.fill(piece)
+        finally:
+            copy.close()
         return PrefillReport(
             queue_s=run.queue_s,
             compute_s=run.compute_s,
             cached_tokens=run.cached_tokens,
             computed_tokens=len(tokens) - run.cached_tokens,
+            copied_tokens=copy.tokens,
+            copied_bytes=copy.moved_bytes,
+            copy_s=copy.took_s,
+            copy_failure=copy.failure,
         )
+
+    async def _copy(self, job: PrefillJob, tokens: TokenIds, hashes: tuple[BlockHash, ...]) -> Copy:
+        """Bring the prefix that the job names, if any; what cannot be brought is computed."""
+        if job.prefix is None or self._copier is None:
+            return Copy()
+        return await self._copier.copy(job, job.prefix, tokens, hashes)

@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 
 from controlplane.domain.tokens import TokenIds
-from controlplane.errors import InternalError, MalformedRequest, PrfaasError
+from controlplane.errors import (
+    InternalError,
+    MalformedRequest,
+    PrfaasError,
+    RoleRefused,
+    WorkerRefused,
+)
 from controlplane.observe.logs import get_logger
 from controlplane.wire import (
     STREAM_CONTENT_TYPE,
     DecodeFailure,
     DecodeJob,
     FrameKind,
+    LinkProbe,
+    LinkProbeReply,
     PrefillJob,
+    PrefixAsk,
+    RoleChange,
+    RoleReply,
     WorkerBeat,
     WorkerError,
     pack_frame,
@@ -28,14 +40,24 @@ from controlplane.wire import (
 from workers.decode_service import DecodeService
 from workers.metrics import WorkerMetrics
 from workers.prefill_service import PrefillService
+from workers.prefix_export import PrefixExporter
 
 _log = get_logger()
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Job = TypeVar("_Job", bound=BaseModel)
+_Service = TypeVar("_Service")
+
+#: Where a registration of lent time is asked for work, behind the worker's own URL.
+LENT_PATH: Final = "/lent"
+
+_ACCEPTED: Final = 202
 
 #: A parcel: header and the tokens of the longest prompt at four bytes each.
 _BODY_BYTES_MAX = 64 << 20
+
+#: Probes of links at the same time: two a second and router, each of a second at most.
+_PROBES_MAX = 256
 
 _BUG = "the worker failed; its log has the story"
 
@@ -43,66 +65,162 @@ _BUG = "the worker failed; its log has the story"
 _WRITE_TIMEOUT_S = 30.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What one registration is asked for; a service that its role does not have answers 404."""
+
+    beat: Callable[[], WorkerBeat]
+    prefill: PrefillService | None = None
+    decode: DecodeService | None = None
+    exporter: PrefixExporter | None = None
+
+
 class WorkerServer:
-    """Routes of one worker; a service that its role does not have answers 404."""
+    """
+    Routes of one process: of its registration, of the one for lent time below `LENT_PATH`, and its own.
+
+    A request goes to whoever serves when it comes: a role changes without a new listener.
+    """
 
     def __init__(
         self,
         *,
-        prefill: PrefillService | None,
-        decode: DecodeService | None,
+        desk: Callable[[], Desk],
         metrics: WorkerMetrics,
         refresh_metrics: Callable[[], None],
-        beat: Callable[[], WorkerBeat],
         alive_interval_s: float,
+        lent: Callable[[], Desk] | None = None,
+        probe: Callable[[LinkProbe], Awaitable[LinkProbeReply]] | None = None,
+        change_role: Callable[[RoleChange], RoleReply] | None = None,
     ) -> None:
-        self._prefill = prefill
-        self._decode = decode
+        """
+        Args:
+            desk: Of the worker's registration now.
+            metrics: Of the process.
+            refresh_metrics: Called before they are shown.
+            alive_interval_s: A decode stream is silent for so long at most, seconds.
+            lent: The desk of lent time; while nothing is lent, whoever can say that it is gone.
+            probe: Tries the way to another worker's KV port; None answers 404.
+            change_role: Does what a planner asks; None answers 404.
+        """
+        self._desk = desk
         self._metrics = metrics
         self._refresh_metrics = refresh_metrics
-        self._beat = beat
         self._alive_interval_s = alive_interval_s
+        self._lent = lent
+        self._probe = probe
+        self._probing = 0
+        self._change_role = change_role
 
     def application(self) -> web.Application:
         """The routes."""
         app = web.Application(client_max_size=_BODY_BYTES_MAX, middlewares=[_guard])
-        if self._prefill is not None:
-            app.router.add_post("/worker/v1/prefill", self._start_prefill)
-            app.router.add_delete("/worker/v1/prefill/{job_id}", self._abort_prefill)
-        if self._decode is not None:
-            app.router.add_post("/worker/v1/decode", self._run_decode)
-        app.router.add_get("/worker/v1/beat", self._tell)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/metrics", self._show_metrics)
+        router = app.router
+        desks = (
+            [("", self._desk)]
+            if self._lent is None
+            else [("", self._desk), (LENT_PATH, self._lent)]
+        )
+        for path, desk in desks:
+            routes = _DeskRoutes(desk, self._metrics, alive_interval_s=self._alive_interval_s)
+            routes.add_to(router, path)
+        if self._probe is not None:
+            router.add_post("/worker/v1/probe-link", self._probe_link)
+        if self._change_role is not None:
+            router.add_post("/worker/v1/role", self._take_role)
+        router.add_get("/health", self._health)
+        router.add_get("/metrics", self._show_metrics)
         return app
 
+    async def _take_role(self, request: web.Request) -> web.StreamResponse:
+        assert self._change_role is not None
+        try:
+            change = RoleChange.model_validate_json(await request.read())
+        except ValidationError as error:
+            raise MalformedRequest("not a change of a role") from error
+        reply = self._change_role(change)
+        return _json(reply, status=_ACCEPTED)
+
+    async def _probe_link(self, request: web.Request) -> web.StreamResponse:
+        assert self._probe is not None
+        try:
+            asked = LinkProbe.model_validate_json(await request.read())
+        except ValidationError as error:
+            raise MalformedRequest("not a probe of a link") from error
+        if self._probing >= _PROBES_MAX:
+            raise WorkerRefused(f"{self._probing} probes are under way, the limit")
+        self._probing += 1
+        try:
+            reply = await self._probe(asked)
+        finally:
+            self._probing -= 1
+        return _json(reply)
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        del request
+        return web.json_response({"status": "ok"})
+
+    async def _show_metrics(self, request: web.Request) -> web.StreamResponse:
+        del request
+        self._refresh_metrics()
+        return web.Response(
+            body=generate_latest(self._metrics.registry),
+            headers={"Content-Type": CONTENT_TYPE_LATEST},
+        )
+
+
+class _DeskRoutes:
+    """Routes of one registration."""
+
+    def __init__(
+        self, desk: Callable[[], Desk], metrics: WorkerMetrics, *, alive_interval_s: float
+    ) -> None:
+        self._desk = desk
+        self._metrics = metrics
+        self._alive_interval_s = alive_interval_s
+
+    def add_to(self, router: web.UrlDispatcher, path: str) -> None:
+        """Answer below a path."""
+        router.add_post(f"{path}/worker/v1/prefill", self._start_prefill)
+        router.add_delete(f"{path}/worker/v1/prefill/{{job_id}}", self._abort_prefill)
+        router.add_post(f"{path}/worker/v1/prefix", self._export_prefix)
+        router.add_post(f"{path}/worker/v1/decode", self._run_decode)
+        router.add_get(f"{path}/worker/v1/beat", self._tell)
+
     async def _start_prefill(self, request: web.Request) -> web.StreamResponse:
-        assert self._prefill is not None
+        service = _there(self._desk().prefill)
         job, tokens = _unpack(PrefillJob, await request.read())
         try:
-            location = await self._prefill.accept(job, tokens)
+            location = await service.accept(job, tokens)
         except PrfaasError as error:
             self._metrics.jobs_total.labels("prefill", error.code).inc()
             raise
         self._metrics.jobs_total.labels("prefill", "accepted").inc()
-        return web.Response(body=location.model_dump_json(), content_type="application/json")
+        return _json(location)
 
     async def _abort_prefill(self, request: web.Request) -> web.StreamResponse:
-        assert self._prefill is not None
-        self._prefill.abort(request.match_info["job_id"])
+        _there(self._desk().prefill).abort(request.match_info["job_id"])
         return web.Response(status=204)
 
+    async def _export_prefix(self, request: web.Request) -> web.StreamResponse:
+        exporter = _there(self._desk().exporter)
+        ask, tokens = _unpack(PrefixAsk, await request.read())
+        location = exporter.export(ask, tokens)
+        if location is None:
+            raise web.HTTPNotFound
+        return _json(location)
+
     async def _run_decode(self, request: web.Request) -> web.StreamResponse:
-        assert self._decode is not None
+        service = _there(self._desk().decode)
         job, tokens = _unpack(DecodeJob, await request.read())
-        self._decode.check(job, tokens)
+        service.check(job, tokens)
         response = web.StreamResponse(headers={"Content-Type": STREAM_CONTENT_TYPE})
         await response.prepare(request)
         stream = _FrameStream(response)
         code = "cancelled"
         alive = asyncio.get_running_loop().create_task(stream.keep_alive(self._alive_interval_s))
         try:
-            await self._decode.run(job, tokens, stream.send)
+            await service.run(job, tokens, stream.send)
             code = "ok"
         except PrfaasError as error:
             code = error.code
@@ -123,19 +241,7 @@ class WorkerServer:
 
     async def _tell(self, request: web.Request) -> web.StreamResponse:
         del request
-        return web.Response(body=self._beat().model_dump_json(), content_type="application/json")
-
-    async def _health(self, request: web.Request) -> web.StreamResponse:
-        del request
-        return web.json_response({"status": "ok"})
-
-    async def _show_metrics(self, request: web.Request) -> web.StreamResponse:
-        del request
-        self._refresh_metrics()
-        return web.Response(
-            body=generate_latest(self._metrics.registry),
-            headers={"Content-Type": CONTENT_TYPE_LATEST},
-        )
+        return _json(self._desk().beat())
 
 
 class _FrameStream:
@@ -206,6 +312,19 @@ async def _in_time(writing: Coroutine[Any, Any, None]) -> None:
         raise ConnectionResetError("the router does not read its stream") from error
 
 
+def _there(service: _Service | None) -> _Service:
+    """A service of this role now."""
+    if service is None:
+        raise web.HTTPNotFound
+    return service
+
+
+def _json(message: BaseModel, *, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status, body=message.model_dump_json(), content_type="application/json"
+    )
+
+
 def _unpack(kind: type[_Job], body: bytes) -> tuple[_Job, TokenIds]:
     """Header and tokens of a parcel, checked."""
     try:
@@ -232,7 +351,5 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:  # noqa: BLE001 - the edge of a worker: a bug becomes a 500 and a log line
         _log.exception("internal.error")
         refusal = InternalError(_BUG)
-    body = WorkerError(code=refusal.code, message=refusal.message[:1024])
-    return web.Response(
-        status=refusal.http_status, body=body.model_dump_json(), content_type="application/json"
-    )
+    code = refusal.reason if isinstance(refusal, RoleRefused) else refusal.code
+    return _json(WorkerError(code=code, message=refusal.message[:1024]), status=refusal.http_status)

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 
 from controlplane.config import LimitsConfig
 from controlplane.domain.tokens import TokenIds
-from controlplane.errors import PeerError, WorkerLost, WorkerRefused, WorkerTimeout, WorkerUnreached
+from controlplane.errors import (
+    PeerError,
+    RoleRefused,
+    WorkerLost,
+    WorkerRefused,
+    WorkerTimeout,
+    WorkerUnreached,
+)
 from controlplane.wire import (
     PARCEL_CONTENT_TYPE,
     DecodeJob,
@@ -18,6 +25,9 @@ from controlplane.wire import (
     FrameReader,
     KvLocation,
     PrefillJob,
+    PrefixAsk,
+    RoleChange,
+    RoleReply,
     WorkerBeat,
     WorkerError,
     pack_parcel,
@@ -26,6 +36,9 @@ from controlplane.wire import (
 _HEADERS: Final = {"Content-Type": PARCEL_CONTENT_TYPE}
 _ANSWER_BYTES_MAX: Final = 1 << 20
 _OK: Final = 200
+_ACCEPTED: Final = 202
+_NOT_FOUND: Final = 404
+_CONFLICT: Final = 409
 
 #: Whether a worker's process is there is known at once, or not worth a longer wait.
 _PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.5, connect=0.5)
@@ -92,6 +105,9 @@ class HttpWorkerClient:
         self._prefill_timeout = aiohttp.ClientTimeout(
             total=limits.prefill_accept_timeout_s, connect=limits.connect_timeout_s
         )
+        self._prefix_timeout = aiohttp.ClientTimeout(
+            total=limits.prefix_ask_timeout_s, connect=limits.connect_timeout_s
+        )
         self._decode_timeout = aiohttp.ClientTimeout(
             total=None,  # the request's own deadline ends it
             sock_connect=limits.connect_timeout_s,
@@ -136,6 +152,58 @@ class HttpWorkerClient:
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             # The worker is gone, or its lease will end the segment: nothing more can be done here.
             return
+
+    async def export_prefix(self, url: str, ask: PrefixAsk, tokens: TokenIds) -> KvLocation | None:
+        """Ask where a cached prefix can be copied from; see the contract."""
+        status, answer = await self._ask(
+            f"{url}/worker/v1/prefix",
+            pack_parcel(ask, tokens.data),
+            self._prefix_timeout,
+            who="the worker with the prefix",
+        )
+        if status == _NOT_FOUND:
+            return None
+        if status != _OK:
+            raise _refusal(answer, "exporting")
+        try:
+            return KvLocation.model_validate_json(answer)
+        except ValidationError as error:
+            raise WorkerLost("the exporting worker answered with a malformed location") from error
+
+    async def change_role(self, url: str, change: RoleChange) -> RoleReply:
+        """Ask for another role; see the contract."""
+        status, answer = await self._ask(
+            f"{url}/worker/v1/role",
+            change.model_dump_json().encode(),
+            self._prefill_timeout,
+            who="the worker",
+        )
+        try:
+            if status == _CONFLICT:
+                said = WorkerError.model_validate_json(answer)
+                raise RoleRefused(said.message, reason=said.code)
+            if status != _ACCEPTED:
+                raise _refusal(answer, "asked")
+            return RoleReply.model_validate_json(answer)
+        except ValidationError as error:
+            raise WorkerLost("the worker answered a change of its role with garbage") from error
+
+    async def _ask(
+        self, url: str, body: bytes, within: aiohttp.ClientTimeout, *, who: str
+    ) -> tuple[int, bytes]:
+        """Post and take the whole answer, whatever its status; failures are of the contract."""
+        self._check_open()
+        try:
+            async with self._session.post(
+                url, data=body, headers=_HEADERS, timeout=within, allow_redirects=False
+            ) as response:
+                return response.status, await _whole(response)
+        except TimeoutError as error:
+            raise WorkerTimeout(f"{who} did not answer in time") from error
+        except aiohttp.ClientConnectorError as error:
+            raise WorkerUnreached(f"no connection to {who}") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise WorkerLost(f"the connection to {who} broke") from error
 
     async def has_died(self, url: str, incarnation: str) -> bool:
         """Whether a process life is certainly over; see the contract."""

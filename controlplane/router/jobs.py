@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from controlplane.config import LimitsConfig
 from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView
 from controlplane.domain.decision import Placement
+from controlplane.domain.prefix import BlockHash, block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import PrfaasError, error_for
 from controlplane.router.incoming import Incoming
-from controlplane.wire import DecodeJob, KvLocation, PrefillJob
+from controlplane.router.records import Attempt, DecisionRecord, Timeline
+from controlplane.wire import DecodeJob, DecodeReport, KvLocation, PrefillJob
 
 #: What a client is asked to wait after a failure that another attempt may not meet.
 _RETRY_AFTER_S = 1.0
@@ -43,6 +47,24 @@ def terms_of(incoming: Incoming, limits: LimitsConfig, *, can_wait: bool) -> lif
     )
 
 
+def tokens_of(incoming: Incoming, output: Sequence[int]) -> TokenIds:
+    """The prompt, and the output so far behind it."""
+    prompt = incoming.tokens
+    if not output:
+        return prompt
+    return TokenIds(
+        prompt.data + TokenIds.from_ints(output, prompt.width_bytes).data, prompt.width_bytes
+    )
+
+
+def hashes_of(incoming: Incoming, tokens: TokenIds) -> tuple[BlockHash, ...]:
+    """Block hashes of all tokens but the last."""
+    if tokens is incoming.tokens:
+        return incoming.hashes
+    covered = tokens.head(len(tokens) - 1)
+    return block_hashes(covered, block_tokens=incoming.block_tokens, scope=incoming.scope)
+
+
 def prefill_job(
     incoming: Incoming,
     job_id: str,
@@ -51,6 +73,7 @@ def prefill_job(
     prefill: WorkerView,
     decode: WorkerView,
     remaining_s: float,
+    prefix: KvLocation | None = None,
 ) -> PrefillJob:
     """The header of a prefill job."""
     return PrefillJob(
@@ -61,6 +84,7 @@ def prefill_job(
         token_width_bytes=tokens.width_bytes,
         destination=decode.datacenter,
         deadline_s=remaining_s,
+        prefix=prefix,
     )
 
 
@@ -101,6 +125,38 @@ def answer_headers(incoming: Incoming, placement: Placement | None) -> dict[str,
     if incoming.client_request_id is not None:
         headers["x-client-request-id"] = incoming.client_request_id
     return headers
+
+
+def record_of(
+    incoming: Incoming,
+    *,
+    router: str,
+    outcome: str,
+    code: str,
+    detail: str,
+    attempts: tuple[Attempt, ...],
+    timeline: Timeline,
+    report: DecodeReport | None,
+    story: tuple[str, ...],
+) -> DecisionRecord:
+    """The record of a request that is over; fields are those of `DecisionRecord`."""
+    return DecisionRecord(
+        decision_id=incoming.decision_id,
+        request_id=incoming.request_id,
+        client_request_id=incoming.client_request_id,
+        router=router,
+        at=incoming.at,
+        kind=incoming.output.kind,
+        model=incoming.output.model,
+        is_stream=incoming.output.is_stream,
+        outcome=outcome,
+        code=code,
+        detail=detail,
+        attempts=attempts,
+        timeline=timeline,
+        report=report,
+        story=story,
+    )
 
 
 def final_error(code: str, *, attempts: int, detail: str) -> PrfaasError:

@@ -25,6 +25,9 @@ from controlplane.wire import (
     KvManifest,
     PrefillJob,
     PrefillReport,
+    PrefixAsk,
+    RoleChange,
+    RoleReply,
     TransferReport,
 )
 
@@ -55,6 +58,8 @@ class Gate:
         await self._open.wait()
 
 
+CallKind: TypeAlias = Literal["prefill", "abort", "decode", "prefix", "role"]
+
 #: What a call meets on its way: a gate it waits at, or the error it ends with.
 Step: TypeAlias = Gate | Exception
 #: What a stream brings: frames that arrive together, or a step on the way to the next.
@@ -65,11 +70,11 @@ StreamStep: TypeAlias = Step | Sequence[Frame]
 class Call:
     """One call, as it was made."""
 
-    kind: Literal["prefill", "abort", "decode"]
+    kind: CallKind
     url: str
-    #: The id of its job.
+    #: The id of its job; the life that is meant, of a change of roles.
     request_id: str
-    job: PrefillJob | DecodeJob | None = None
+    job: PrefillJob | DecodeJob | PrefixAsk | RoleChange | None = None
     tokens: TokenIds | None = None
 
 
@@ -144,6 +149,8 @@ class MemoryWorkerClient:
         self._prefills: defaultdict[str, deque[tuple[Step | KvLocation, ...]]] = defaultdict(deque)
         self._decodes: defaultdict[str, deque[_Decode]] = defaultdict(deque)
         self._aborts: defaultdict[str, deque[tuple[Gate, ...]]] = defaultdict(deque)
+        self._prefixes: defaultdict[str, deque[tuple[Step | KvLocation, ...]]] = defaultdict(deque)
+        self._roles: defaultdict[str, deque[tuple[Step, ...]]] = defaultdict(deque)
         self._probes: defaultdict[str, deque[tuple[Gate, ...]]] = defaultdict(deque)
 
     def __repr__(self) -> str:
@@ -170,7 +177,15 @@ class MemoryWorkerClient:
         """Script the next question whether a worker has died."""
         self._probes[url].append(gates)
 
-    def of_kind(self, kind: Literal["prefill", "abort", "decode"]) -> list[Call]:
+    def on_prefix(self, url: str, *steps: Step | KvLocation) -> None:
+        """Script the next question for a prefix; a location ends it, without one it is gone."""
+        self._prefixes[url].append(steps)
+
+    def on_role(self, url: str, *steps: Step) -> None:
+        """Script the next change of a role; without an error it is accepted."""
+        self._roles[url].append(steps)
+
+    def of_kind(self, kind: CallKind) -> list[Call]:
         """Calls of one kind, in order."""
         return [call for call in self.calls if call.kind == kind]
 
@@ -200,6 +215,31 @@ class MemoryWorkerClient:
         for gate in self._aborts[url].popleft() if self._aborts[url] else ():
             await gate.wait()
         self.held.discard((url, request_id))
+
+    async def export_prefix(self, url: str, ask: PrefixAsk, tokens: TokenIds) -> KvLocation | None:
+        """Ask where a cached prefix can be copied from; see the contract."""
+        self._check_open()
+        self.calls.append(
+            Call(kind="prefix", url=url, request_id=ask.request_id, job=ask, tokens=tokens)
+        )
+        for step in self._prefixes[url].popleft() if self._prefixes[url] else ():
+            if isinstance(step, KvLocation):
+                return step
+            await _pass(step)
+        return None
+
+    async def change_role(self, url: str, change: RoleChange) -> RoleReply:
+        """Ask for another role; see the contract."""
+        self._check_open()
+        self.calls.append(Call(kind="role", url=url, request_id=change.incarnation, job=change))
+        for step in self._roles[url].popleft() if self._roles[url] else ():
+            await _pass(step)
+        return RoleReply(
+            worker_id=url.partition("://")[2],
+            incarnation=change.incarnation,
+            role=change.role,
+            lend_share=change.lend_share,
+        )
 
     async def has_died(self, url: str, incarnation: str) -> bool:
         """Whether a process life is over; see the contract."""

@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from controlplane.domain.tokens import TokenIds
-from controlplane.wire import DecodeJob, FrameKind, KvLocation, PrefillJob
+from controlplane.wire import (
+    DecodeJob,
+    FrameKind,
+    KvLocation,
+    PrefillJob,
+    PrefixAsk,
+    RoleChange,
+    RoleReply,
+)
 
 
 class DecodeStream(Protocol):
@@ -30,6 +38,24 @@ class DecodeStream(Protocol):
         """Drop the connection: the worker stops and frees its KV. Idempotent."""
 
 
+class RoleClient(Protocol):
+    """Roles for workers: what a planner asks of them."""
+
+    async def change_role(self, url: str, change: RoleChange) -> RoleReply:
+        """
+        Ask a worker for another role, or another share of its time.
+
+        It answers at once and changes behind that: its heartbeats tell of the end.
+
+        Raises:
+            RoleRefused: Not now, or never; its `reason` says which.
+            WorkerRefused: It does not know roles at all.
+            WorkerUnreached: No connection.
+            WorkerLost: It broke; nobody can tell whether it heard us, and asking again is safe.
+            WorkerTimeout: No answer within `prefill_accept_timeout_s`; the same.
+        """
+
+
 class WorkerClient(Protocol):
     """Jobs for workers."""
 
@@ -46,6 +72,22 @@ class WorkerClient(Protocol):
 
     async def abort_prefill(self, url: str, request_id: str) -> None:
         """Stop a prefill and free its segment. Best effort: a lease ends what this misses."""
+
+    async def export_prefix(self, url: str, ask: PrefixAsk, tokens: TokenIds) -> KvLocation | None:
+        """
+        Ask where a cached prefix can be copied from; None when it is not there any more.
+
+        Args:
+            url: Of a worker that can export.
+            ask: Who asks.
+            tokens: The leading tokens of a prompt, no more than are wanted.
+
+        Raises:
+            WorkerRefused: Full, draining, another incarnation or fingerprint.
+            WorkerUnreached: No connection.
+            WorkerLost: It broke.
+            WorkerTimeout: No answer within `prefix_ask_timeout_s`.
+        """
 
     async def has_died(self, url: str, incarnation: str) -> bool:
         """

@@ -10,27 +10,39 @@ from typing import Any, Literal, Protocol
 
 import pytest
 from aiohttp import web
-from builders import a_beat, a_decode_job, a_location, a_prefill_job, a_prompt
+from builders import a_beat, a_decode_job, a_location, a_prefill_job, a_prefix_ask, a_prompt
 
 from controlplane.config import LimitsConfig
-from controlplane.errors import PeerError, WorkerLost, WorkerRefused, WorkerTimeout
+from controlplane.errors import PeerError, RoleRefused, WorkerLost, WorkerRefused, WorkerTimeout
 from controlplane.router.http_workers import HttpWorkerClient
 from controlplane.router.memory_workers import Gate, MemoryWorkerClient, Step, StreamStep
-from controlplane.router.workers import WorkerClient
+from controlplane.router.workers import RoleClient, WorkerClient
 from controlplane.serving import listen
-from controlplane.wire import FrameKind, KvLocation, WorkerError, pack_frame
+from controlplane.wire import (
+    FrameKind,
+    KvLocation,
+    RoleChange,
+    RoleReply,
+    WorkerError,
+    pack_frame,
+)
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "prefix", "role"]
 
 CONTENT = (FrameKind.CONTENT, b"hello")
 MORE = (FrameKind.CONTENT, b"more")
 REPORT = (FrameKind.REPORT, b"{}")
+TO_PREFILL = RoleChange(incarnation="i1", role="prefill", dwell_s=0)
+
+
+class Client(WorkerClient, RoleClient, Protocol):
+    """Both contracts in one."""
 
 
 class World(Protocol):
     """A client and one worker, which does what a script says."""
 
-    client: WorkerClient
+    client: Client
     url: str
     #: Ids of aborted jobs.
     aborted: list[str]
@@ -38,6 +50,10 @@ class World(Protocol):
     def on_prefill(self, *steps: Step | KvLocation) -> None: ...
 
     def on_decode(self, *steps: Step, stream: Sequence[StreamStep] = ()) -> None: ...
+
+    def on_prefix(self, *steps: Step | KvLocation) -> None: ...
+
+    def on_role(self, *steps: Step) -> None: ...
 
     async def dies(self) -> None:
         """The worker's process ends; nobody listens there any more."""
@@ -64,6 +80,12 @@ class MemoryWorld:
     def on_decode(self, *steps: Step, stream: Sequence[StreamStep] = ()) -> None:
         self.client.on_decode(self.url, *steps, stream=stream)
 
+    def on_prefix(self, *steps: Step | KvLocation) -> None:
+        self.client.on_prefix(self.url, *steps)
+
+    def on_role(self, *steps: Step) -> None:
+        self.client.on_role(self.url, *steps)
+
     async def dies(self) -> None:
         self.client.dead.add((self.url, "i1"))
 
@@ -77,7 +99,10 @@ class HttpWorld:
     def __init__(self) -> None:
         self.client = HttpWorkerClient(
             LimitsConfig(
-                prefill_accept_timeout_s=0.2, decode_idle_timeout_s=0.2, alive_interval_s=0.1
+                prefill_accept_timeout_s=0.2,
+                prefix_ask_timeout_s=0.2,
+                decode_idle_timeout_s=0.2,
+                alive_interval_s=0.1,
             )
         )
         self.url = ""
@@ -86,12 +111,16 @@ class HttpWorld:
         self._stop = AsyncExitStack()
         self._prefills: deque[tuple[Step | KvLocation, ...]] = deque()
         self._decodes: deque[tuple[tuple[Step, ...], tuple[StreamStep, ...]]] = deque()
+        self._prefixes: deque[tuple[Step | KvLocation, ...]] = deque()
+        self._roles: deque[tuple[Step, ...]] = deque()
 
     async def start(self, stack: AsyncExitStack) -> None:
         app = web.Application()
         app.router.add_post("/worker/v1/prefill", self._prefill)
         app.router.add_delete("/worker/v1/prefill/{job_id}", self._abort)
         app.router.add_post("/worker/v1/decode", self._decode)
+        app.router.add_post("/worker/v1/prefix", self._prefix)
+        app.router.add_post("/worker/v1/role", self._role)
         app.router.add_get("/worker/v1/beat", self._beat)
         stack.push_async_callback(self._stop.aclose)
         self.url = await listen(self._stop, app, "127.0.0.1", 0)
@@ -110,6 +139,34 @@ class HttpWorld:
 
     def on_decode(self, *steps: Step, stream: Sequence[StreamStep] = ()) -> None:
         self._decodes.append((steps, tuple(stream)))
+
+    def on_prefix(self, *steps: Step | KvLocation) -> None:
+        self._prefixes.append(steps)
+
+    def on_role(self, *steps: Step) -> None:
+        self._roles.append(steps)
+
+    async def _prefix(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        for step in self._prefixes.popleft() if self._prefixes else ():
+            if isinstance(step, KvLocation):
+                return web.Response(body=step.model_dump_json())
+            if (refusal := await _act(request, step)) is not None:
+                return refusal
+        return web.Response(status=404)
+
+    async def _role(self, request: web.Request) -> web.StreamResponse:
+        change = RoleChange.model_validate_json(await request.read())
+        for step in self._roles.popleft() if self._roles else ():
+            if (refusal := await _act(request, step)) is not None:
+                return refusal
+        reply = RoleReply(
+            worker_id="east/p1",
+            incarnation=change.incarnation,
+            role=change.role,
+            lend_share=change.lend_share,
+        )
+        return web.Response(status=202, body=reply.model_dump_json())
 
     async def _prefill(self, request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -144,6 +201,9 @@ async def _act(request: web.Request, step: Step) -> web.Response | None:
     """Wait, refuse, break the connection, or say nothing until the client leaves."""
     if isinstance(step, Gate):
         await step.wait()
+    elif isinstance(step, RoleRefused):
+        body = WorkerError(code=step.reason, message=step.message)
+        return web.Response(status=step.http_status, body=body.model_dump_json())
     elif isinstance(step, WorkerRefused):
         body = WorkerError(code=step.code, message=step.message)
         return web.Response(status=step.http_status, body=body.model_dump_json())
@@ -172,6 +232,10 @@ async def call(world: World, kind: Kind) -> Any:
     """One job."""
     if kind == "prefill":
         return await world.client.prefill(world.url, a_prefill_job(), a_prompt())
+    if kind == "prefix":
+        return await world.client.export_prefix(world.url, a_prefix_ask(), a_prompt())
+    if kind == "role":
+        return await world.client.change_role(world.url, TO_PREFILL)
     return await world.client.decode(world.url, a_decode_job(), a_prompt())
 
 
@@ -179,11 +243,49 @@ def script(world: World, kind: Kind, *steps: Step) -> None:
     """What the next job meets."""
     if kind == "prefill":
         world.on_prefill(*steps)
+    elif kind == "prefix":
+        world.on_prefix(*steps, a_location())
+    elif kind == "role":
+        world.on_role(*steps)
     else:
         world.on_decode(*steps, stream=[[CONTENT]])
 
 
-kinds = pytest.mark.parametrize("kind", ["prefill", "decode"])
+kinds = pytest.mark.parametrize("kind", ["prefill", "decode", "prefix", "role"])
+
+
+async def test_a_prefix_is_answered_with_where_it_is(world: World) -> None:
+    world.on_prefix(a_location(segment_id="this-one"))
+
+    location = await world.client.export_prefix(world.url, a_prefix_ask(), a_prompt())
+
+    assert location is not None
+    assert location.segment_id == "this-one"
+
+
+async def test_a_prefix_that_is_gone_is_no_error(world: World) -> None:
+    """Caches change while requests are on their way."""
+    assert await world.client.export_prefix(world.url, a_prefix_ask(), a_prompt()) is None
+
+
+async def test_a_change_of_a_role_is_answered_with_what_it_comes_to(world: World) -> None:
+    change = RoleChange(incarnation="i1", role="decode", lend_share=0.25, dwell_s=60)
+
+    reply = await world.client.change_role(world.url, change)
+
+    assert (reply.worker_id, reply.incarnation) == ("east/p1", "i1")
+    assert (reply.role, reply.lend_share) == ("decode", 0.25)
+
+
+@pytest.mark.parametrize("reason", ["role_dwell", "role_incarnation", "role_busy"])
+async def test_a_change_that_is_refused_says_why(world: World, reason: str) -> None:
+    """The planner treats each reason differently."""
+    world.on_role(RoleRefused("not now", reason=reason))
+
+    with pytest.raises(RoleRefused, match="not now") as refused:
+        await world.client.change_role(world.url, TO_PREFILL)
+
+    assert refused.value.reason == reason
 
 
 async def test_a_prefill_job_is_answered_with_a_location(world: World) -> None:
@@ -310,6 +412,6 @@ async def test_a_client_that_was_closed_has_lost_every_worker(world: World) -> N
 
     with pytest.raises(WorkerLost):
         await stream.frames()
-    for kind in ("prefill", "decode"):
+    for kind in ("prefill", "decode", "prefix", "role"):
         with pytest.raises(WorkerLost):
             await call(world, kind)

@@ -15,11 +15,12 @@ from controlplane.errors import ChunkCorrupt, LinkDown, MalformedRequest, Transf
 from controlplane.wire import KvLocation, PrefillReport, TransferReport
 from workers.engine import KvPiece
 from workers.kv.frames import WireError
-from workers.kv.goodput import GoodputMeter
+from workers.kv.goodput import ConnectionMeter, GoodputMeter
 from workers.kv.layout import ChunkSpec, chunk_plan, missing_chunks
 from workers.kv.owner import ChunkRefused, Owner
 from workers.kv.requests import RANGES_MAX, to_ranges
 from workers.kv.timing import Clock
+from workers.kv.traffic import Flow, LinkTraffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Fetch(Protocol):
         config: KvConfig,
         arrived_s: float,
         clock: Clock = ...,
+        traffic: LinkTraffic | None = None,
     ) -> FetchResult:
         """As `fetch_segment`."""
 
@@ -60,6 +62,7 @@ async def fetch_segment(
     config: KvConfig,
     arrived_s: float,
     clock: Clock = time.monotonic,
+    traffic: LinkTraffic | None = None,
 ) -> FetchResult:
     """
     Fetch the chunks a decode worker lacks, renew the lease meanwhile, release at the end.
@@ -78,6 +81,7 @@ async def fetch_segment(
         config: Connections and deadlines.
         arrived_s: When the decode job arrived, on `clock`; the report counts from there.
         clock: Monotonic seconds.
+        traffic: Of the link that the bytes cross, if they cross one; counted as they arrive.
 
     Raises:
         LinkDown: No connection, or it broke, or the owner refuses this reader.
@@ -91,7 +95,14 @@ async def fetch_segment(
         missing = missing_chunks(chunk_plan(location.manifest), held_tokens)
     except ValueError as error:
         raise MalformedRequest(str(error), param="location.manifest") from error
-    fetch = _Fetch(location, destination=destination, on_piece=on_piece, config=config, clock=clock)
+    fetch = _Fetch(
+        location,
+        destination=destination,
+        on_piece=on_piece,
+        config=config,
+        clock=clock,
+        traffic=traffic,
+    )
     prefill = await fetch.run(missing)
     meter = fetch.meter
     first_byte_s = arrived_s if meter.first_byte_s is None else meter.first_byte_s
@@ -146,7 +157,9 @@ class _Fetch:
         on_piece: Callable[[KvPiece], None],
         config: KvConfig,
         clock: Clock,
+        traffic: LinkTraffic | None,
     ) -> None:
+        self._traffic = traffic
         self.meter = GoodputMeter()
         self.refetched_chunks = 0
         self.rtt_s: float | None = None
@@ -216,10 +229,10 @@ class _Fetch:
         done = 0
         refusal: Exception | None = None
         try:
-            await self._begin(owner, chunks, is_main=is_main)
+            meter = await self._begin(owner, chunks, is_main=is_main)
             for spec in chunks:
                 try:
-                    self._on_piece(await owner.chunk(spec, meter=self.meter, clock=self._clock))
+                    self._on_piece(await owner.chunk(spec, meter=meter, clock=self._clock))
                 except ChunkRefused as error:
                     refusal = error
                     wrong.append(spec)
@@ -234,7 +247,10 @@ class _Fetch:
             owner.hang_up()
         return [*wrong, *chunks[done:]], refusal
 
-    async def _begin(self, owner: Owner, chunks: Sequence[ChunkSpec], *, is_main: bool) -> None:
+    async def _begin(
+        self, owner: Owner, chunks: Sequence[ChunkSpec], *, is_main: bool
+    ) -> ConnectionMeter:
+        """Ask for chunks and wait for the owner's yes; what measures their arrival."""
         asked_s = self._clock()
         await owner.ask_fetch(chunks, destination=self._destination)
         if is_main:
@@ -246,6 +262,8 @@ class _Fetch:
         now_s = self._clock()
         self.rtt_s = min(now_s - asked_s, self.rtt_s or math.inf)
         self.meter.begin(now_s)
+        flow = None if self._traffic is None else Flow(self._traffic, now_s)
+        return ConnectionMeter(self.meter, flow)
 
     async def _renew(self) -> None:
         while True:

@@ -10,7 +10,6 @@ from typing import Final
 from controlplane.config import KvConfig
 from controlplane.errors import LinkDown, TransferError
 from workers.kv.frames import (
-    FLAG_WAITED,
     HEADER_BYTES,
     FrameHeader,
     FrameKind,
@@ -18,6 +17,7 @@ from workers.kv.frames import (
     pack_control,
     pack_failure,
     pack_header,
+    part_flags,
 )
 from workers.kv.outbound import Outbound
 from workers.kv.pacing import LinkPacer
@@ -36,6 +36,7 @@ from workers.kv.segment import FilledChunk, Segment
 from workers.kv.segments import SegmentStore
 from workers.kv.stream import Stream
 from workers.kv.timing import Clock
+from workers.kv.traffic import SendGaps
 
 #: Requests a reader may send ahead of their answers: a fetch and a report are usual.
 _REQUESTS_AHEAD_MAX: Final = 4
@@ -229,10 +230,13 @@ class Connection:
         indexes = expand_ranges(request.ranges, chunk_count=len(segment.plan))
         pacer = self._route(request.destination)
         await self._outbound.send(pack_control(FrameKind.ACCEPTED, segment.generation))
+        gaps = SendGaps(self._parts.clock())
         for index in indexes:
-            flags = 0 if segment.has_chunk(index) else FLAG_WAITED
+            has_waited = not segment.has_chunk(index)
             chunk = await segment.chunk(index)
-            await self._send_chunk(segment, index, chunk, flags=flags, pacer=pacer)
+            await self._send_chunk(
+                segment, index, chunk, has_waited=has_waited, pacer=pacer, gaps=gaps
+            )
             self._parts.counters.chunks_total += 1
 
     def _route(self, destination: str) -> LinkPacer | None:
@@ -253,8 +257,9 @@ class Connection:
         index: int,
         chunk: FilledChunk,
         *,
-        flags: int,
+        has_waited: bool,
         pacer: LinkPacer | None,
+        gaps: SendGaps,
     ) -> None:
         view = memoryview(chunk.data)
         part_bytes = _PART_BYTES if pacer is None else pacer.slice_bytes - HEADER_BYTES
@@ -262,12 +267,13 @@ class Connection:
         for offset in range(0, max(1, len(view)), part_bytes):
             part = view[offset : offset + part_bytes]
             if pacer is not None:
-                await pacer.acquire(HEADER_BYTES + len(part))
+                await pacer.acquire(HEADER_BYTES + len(part), is_urgent=not segment.is_copy)
             # A release, an abort or the end of the lease stops a large chunk in its middle.
             segment.check_readable()
+            gap_ms = gaps.next_ms(self._parts.clock(), has_waited=has_waited)
             header = FrameHeader(
                 kind=FrameKind.PART,
-                flags=flags,
+                flags=part_flags(has_waited=has_waited, gap_ms=gap_ms),
                 chunk_index=index,
                 chunk_bytes=len(view),
                 generation=segment.generation,

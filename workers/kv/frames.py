@@ -30,6 +30,9 @@ CONTROL_BYTES_MAX: Final = 8 << 10
 #: Bit 0 of a part's flags: the owner had to wait until this chunk was computed, so the time before
 #: it says nothing about the link.
 FLAG_WAITED: Final = 1
+#: The other bits of a part's flags: whole milliseconds since the owner sent the part before it, or
+#: accepted. Owners before 0.4 leave them at 0; newer ones say at least 1 where they waited.
+GAP_MS_MAX: Final = (1 << 15) - 1
 NO_DIGEST: Final = bytes(16)
 
 _MESSAGE_MAX: Final = 1024
@@ -74,6 +77,16 @@ class FrameHeader:
     payload_bytes: int = 0
     #: Of the whole chunk, from `chunk_hasher`; the same in each of its parts.
     digest: bytes = NO_DIGEST
+
+
+def part_flags(*, has_waited: bool, gap_ms: int) -> int:
+    """Flags of a part; the gap is cut to `GAP_MS_MAX`."""
+    return (FLAG_WAITED if has_waited else 0) | min(gap_ms, GAP_MS_MAX) << 1
+
+
+def gap_s(flags: int) -> float:
+    """Seconds between the owner's sends, as a part's flags tell; 0 when they do not."""
+    return (flags >> 1) / 1000
 
 
 def pack_header(header: FrameHeader) -> bytes:

@@ -19,9 +19,10 @@ from workers.kv.frames import (
     FrameKind,
     WireError,
     chunk_hasher,
+    gap_s,
     parse_header,
 )
-from workers.kv.goodput import GoodputMeter
+from workers.kv.goodput import Meter
 from workers.kv.layout import ChunkSpec
 from workers.kv.requests import (
     FetchRequest,
@@ -174,7 +175,18 @@ class Owner:
         """
         await self._expect(FrameKind.DONE)
 
-    async def chunk(self, spec: ChunkSpec, *, meter: GoodputMeter, clock: Clock) -> KvPiece:
+    async def heard(self) -> None:
+        """
+        The owner has said something, whatever it is.
+
+        Raises:
+            TransferError: The link is gone.
+            WireError: It was not this protocol.
+        """
+        await self._read(memoryview(self._header))
+        parse_header(self._header)
+
+    async def chunk(self, spec: ChunkSpec, *, meter: Meter, clock: Clock) -> KvPiece:
         """
         The next chunk of a fetch, complete and verified.
 
@@ -202,7 +214,12 @@ class Owner:
                 part.release()
                 has_waited = received == 0 and bool(header.flags & FLAG_WAITED)
                 received += header.payload_bytes
-                meter.arrived(header.payload_bytes, clock(), has_waited=has_waited)
+                meter.arrived(
+                    header.payload_bytes,
+                    clock(),
+                    has_waited=has_waited,
+                    owner_gap_s=gap_s(header.flags),
+                )
         if hasher.digest() != digest:
             raise ChunkRefused(f"the checksum of chunk {spec.index} does not match its bytes")
         return KvPiece(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,6 +31,9 @@ _WAIT_S_MIN: Final = 0.001
 _STORE_INTERVAL_S: Final = 0.02
 #: After a failure the store is left alone for so long: at most two calls per second.
 _STORE_PAUSE_S: Final = 0.5
+#: What a sender sent on its floor it pays for when the store is back, up to so many quanta: all of
+#: a moment without an answer, and little of a long outage, in which nobody had the budget.
+_OWED_QUANTA_MAX: Final = 2
 
 
 class TokenBucket:
@@ -122,6 +127,8 @@ class LinkPacer:
     local ceiling of the link's capacity, so that no answer of the store lets a single process send
     more than `rate * w + quantum_bytes` in a window of `w` seconds. Over all senders of a link the
     bound is `rate * w + quantum_bytes * (1 + senders)`: each may hold one quantum it took before.
+    What a sender sends on its floor it takes from the shared bucket afterwards, so that a store
+    that fails one of them now and then adds nothing to that but the two quanta it may owe.
     """
 
     def __init__(
@@ -158,9 +165,15 @@ class LinkPacer:
         )
         #: Granted by the shared bucket and not yet used, at most one quantum.
         self._ahead_bytes = 0
+        #: Sent on the floor and not yet taken from the shared bucket.
+        self._owed_bytes = 0
         self._store_back_s = now_s
         #: asyncio's locks are first come, first served: that is the fairness among transfers.
         self._turn = asyncio.Lock()
+        #: Transfers that requests wait for and that want a turn now; set while there is none.
+        self._urgent = 0
+        self._is_calm = asyncio.Event()
+        self._is_calm.set()
 
     @property
     def delay_s(self) -> float:
@@ -177,28 +190,58 @@ class LinkPacer:
         """The most that a transfer may acquire in one turn."""
         return self._slice_bytes
 
-    async def acquire(self, want_bytes: int) -> None:
+    async def acquire(self, want_bytes: int, *, is_urgent: bool = True) -> None:
         """
         Wait for the turn and the budget of `want_bytes`, 0 <= `want_bytes` <= `slice_bytes`.
 
         Cancelling gives back what it had taken.
+
+        Args:
+            want_bytes: For one turn.
+            is_urgent: A request waits for these bytes. Others take their turns only while none of
+                those wants one.
 
         Raises:
             ValueError: More than `slice_bytes`.
         """
         if not 0 <= want_bytes <= self._slice_bytes:
             raise ValueError(f"a turn is 0 to {self._slice_bytes} bytes, got {want_bytes}")
-        async with self._turn:
-            began_s = self._clock()
-            await self._take_budget(want_bytes)
-            try:
-                while not self._ceiling.take(want_bytes, self._clock()):
-                    await self._pause(self._ceiling.wait_s(want_bytes, self._clock()))
-            except asyncio.CancelledError:
-                self._ahead_bytes += want_bytes
-                raise
-            self.counters.wait_s_total += self._clock() - began_s
-            self.counters.bytes_total += want_bytes
+        if is_urgent:
+            with self._hurrying():
+                async with self._turn:
+                    await self._pass(want_bytes)
+            return
+        while True:
+            await self._is_calm.wait()
+            async with self._turn:
+                # Somebody may have come while this one stood in line.
+                if self._is_calm.is_set():
+                    await self._pass(want_bytes)
+                    return
+
+    @contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        self._urgent += 1
+        self._is_calm.clear()
+        try:
+            yield
+        finally:
+            self._urgent -= 1
+            if not self._urgent:
+                self._is_calm.set()
+
+    async def _pass(self, want_bytes: int) -> None:
+        """Let a turn through. Holds the turn's lock."""
+        began_s = self._clock()
+        await self._take_budget(want_bytes)
+        try:
+            while not self._ceiling.take(want_bytes, self._clock()):
+                await self._pause(self._ceiling.wait_s(want_bytes, self._clock()))
+        except asyncio.CancelledError:
+            self._ahead_bytes += want_bytes
+            raise
+        self.counters.wait_s_total += self._clock() - began_s
+        self.counters.bytes_total += want_bytes
 
     async def _take_budget(self, want_bytes: int) -> None:
         """Make `_ahead_bytes` cover the turn and take it off, or let the floor pay for it."""
@@ -206,6 +249,8 @@ class LinkPacer:
             if self._clock() < self._store_back_s:
                 if self._floor.take(want_bytes, self._clock()):
                     self.counters.floor_bytes_total += want_bytes
+                    owed_max = _OWED_QUANTA_MAX * self.quantum_bytes
+                    self._owed_bytes = min(owed_max, self._owed_bytes + want_bytes)
                     return
                 await self._pause(self._floor.wait_s(want_bytes, self._clock()))
                 continue
@@ -216,7 +261,11 @@ class LinkPacer:
                 self.counters.store_failures_total += 1
                 self._store_back_s = self._clock() + _STORE_PAUSE_S
                 continue
-            self._ahead_bytes += min(max(0, grant.granted_bytes), room_bytes)
+            granted_bytes = min(max(0, grant.granted_bytes), room_bytes)
+            # For this sender alone the store was away: others may have had the whole budget.
+            paid_bytes = min(granted_bytes, self._owed_bytes)
+            self._owed_bytes -= paid_bytes
+            self._ahead_bytes += granted_bytes - paid_bytes
             if (lack_bytes := want_bytes - self._ahead_bytes) > 0:
                 # The store thinks of the whole quantum, the turn needs less.
                 wait_s = min(grant.retry_after_s, lack_bytes / self._rate_bytes_per_s)

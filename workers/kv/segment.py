@@ -53,6 +53,7 @@ class Segment:
         manifest: KvManifest,
         plan: tuple[ChunkSpec, ...],
         on_change: Callable[[Segment], None],
+        is_copy: bool = False,
     ) -> None:
         #: Random; whoever knows it may read.
         self.segment_id = segment_id
@@ -60,6 +61,8 @@ class Segment:
         self.generation = generation
         self.manifest = manifest
         self.plan = plan
+        #: A cached prefix for another worker: its bytes may wait for those that a request waits for.
+        self.is_copy = is_copy
         #: Bytes announced, all of them accounted from the start.
         self.total_bytes = manifest_bytes(manifest)
         #: On the owner's monotonic clock; kept by the store.

@@ -87,9 +87,13 @@ class SegmentStore:
         """Segments that a reader could fetch now."""
         return len(self._readable)
 
-    def open(self, manifest: KvManifest) -> Segment:
+    def open(self, manifest: KvManifest, *, is_copy: bool = False) -> Segment:
         """
         Begin a segment and its first lease; its bytes are accounted from now.
+
+        Args:
+            manifest: What it will be.
+            is_copy: Of a cached prefix; see `Segment.is_copy`.
 
         Raises:
             WorkerRefused: The announced bytes would not fit `segment_bytes_max`.
@@ -109,6 +113,7 @@ class SegmentStore:
             manifest=manifest,
             plan=plan,
             on_change=self._settle,
+            is_copy=is_copy,
         )
         segment.lease_ends_s = self._clock() + self._unread_lease_s
         self._known[segment.segment_id] = segment
@@ -168,6 +173,11 @@ class SegmentStore:
     def abort(self, segment: Segment, reason: str) -> None:
         """Stop a segment for a reason of the owner: readers get `SegmentFailed`. Idempotent."""
         segment.abort(reason)
+
+    def abort_all(self, reason: str) -> None:
+        """Stop every segment that can be read, as `abort`."""
+        for segment in tuple(self._known.values()):
+            segment.abort(reason)
 
     def sweep(self) -> int:
         """

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 from builders import a_beat
@@ -27,10 +28,11 @@ from workers.decode_service import DecodeService
 from workers.engines.reference.engine import ReferenceEngine
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
-from workers.server import WorkerServer
+from workers.server import Desk, WorkerServer
 
-#: What is promised.
-ABORT_S = 1.0
+#: Whatever it works for here would go on for ever, or for the 30 s of a lease. How long it takes
+#: in a fleet of processes is measured by `make chaos`.
+ABORT_S = 10.0
 #: No cache, so that every byte that is held is held for a request.
 MODEL = ModelConfig(layers=4, context_tokens_max=1024, cache_tokens_max=0, decode_slots=1)
 PROMPT = a_prompt(300)
@@ -58,11 +60,14 @@ class Pair:
         """Listen."""
         for role in ("prefill", "decode"):
             server = WorkerServer(
-                prefill=self.prefill.service if role == "prefill" else None,
-                decode=self.service if role == "decode" else None,
+                desk=partial(
+                    Desk,
+                    beat=a_beat,
+                    prefill=self.prefill.service if role == "prefill" else None,
+                    decode=self.service if role == "decode" else None,
+                ),
                 metrics=WorkerMetrics(),
                 refresh_metrics=lambda: None,
-                beat=a_beat,
                 alive_interval_s=60,
             )
             self.urls[role] = await listen(self.stack, server.application(), "127.0.0.1", 0)
@@ -171,10 +176,9 @@ async def test_a_router_that_leaves_while_its_prefill_is_queued_stops_both_worke
         await until(lambda: pair.prefill.kv.connections == 2)
 
         stream.close()
-        took_s = await until(lambda: pair.prefill.service.jobs == 1, within_s=ABORT_S)
+        await until(lambda: pair.prefill.service.jobs == 1, within_s=ABORT_S)
         await until(pair.is_decode_free, within_s=ABORT_S)
 
-    assert took_s < ABORT_S
     await pair.client.abort_prefill(pair.urls["prefill"], "req-0.1")
     await until(pair.is_free)
 

@@ -18,7 +18,7 @@ from controlplane.store.api import WorkerSeen
 from controlplane.store.codec import FIRST
 from controlplane.wire import WorkerBeat
 from workers import agent as agent_module
-from workers.agent import Agent
+from workers.agent import Abilities, Agent
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
 
@@ -28,7 +28,7 @@ BLOCKS = [bytes([number]) * 16 for number in range(4)]
 class Rig:
     """An agent with its store and engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, abilities: Abilities | None = None) -> None:
         self.clock = LoopClock()
         self.store = ScriptedStore(clock=self.clock)
         self.engine = FakeEngine()
@@ -48,6 +48,7 @@ class Rig:
             jobs=lambda: self.jobs,
             links=self.links,
             is_stalled=lambda: self.is_stalled,
+            abilities=abilities,
             clock=self.clock,
         )
 
@@ -183,6 +184,47 @@ async def test_a_worker_of_this_version_resumes(rig: Rig) -> None:
     await rig.agent.beat()
 
     assert [beat.can_resume for beat in await rig.beats()] == [True]
+
+
+async def test_a_worker_tells_how_long_its_queue_takes(rig: Rig) -> None:
+    """By its own times: the engine has 7 tokens to prefill, at a millisecond each."""
+    await rig.agent.beat()
+    (beat,) = await rig.beats()
+
+    assert beat.load.queue_s == pytest.approx(0.007)
+
+
+async def test_what_a_worker_cannot_do_it_does_not_promise(rig: Rig) -> None:
+    """As workers before 0.4: it keeps its role, lends nothing, and is asked for no prefix."""
+    await rig.agent.beat()
+    (beat,) = await rig.beats()
+
+    assert (beat.roles, beat.lend_share, beat.lent_by) == ((), 0.0, None)
+    assert not beat.can_export_prefix
+
+
+async def test_lent_time_is_as_slow_as_its_share() -> None:
+    """Profile and queue alike, so that whoever predicts with them need not know of the share."""
+    share = [0.25]
+    rig = Rig(Abilities(lent_by="west/d1", lend_share=lambda: share[0]))
+    await rig.agent.beat()
+    share[0] = 0.5
+    await rig.agent.beat()
+    quarter, half = await rig.beats()
+
+    assert quarter.profile.prefill_s_per_token == pytest.approx(0.004)
+    assert half.profile.prefill_s_per_token == pytest.approx(0.002)
+    assert quarter.load.queue_s == pytest.approx(0.028)
+    assert (quarter.lent_by, quarter.lend_share) == ("west/d1", 0.0)
+
+
+async def test_a_lender_tells_its_share_and_its_own_profile() -> None:
+    rig = Rig(Abilities(roles=("prefill", "decode"), lend_share=lambda: 0.25))
+    await rig.agent.beat()
+    (beat,) = await rig.beats()
+
+    assert (beat.roles, beat.lend_share) == (("prefill", "decode"), 0.25)
+    assert beat.profile.prefill_s_per_token == 0.001
 
 
 async def test_a_worker_whose_engine_hangs_takes_nothing_new(rig: Rig) -> None:

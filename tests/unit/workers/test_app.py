@@ -249,8 +249,9 @@ async def test_a_worker_that_leaves_hands_over_what_does_not_end(
 
     kind, failure = frames[-1]
     assert (kind, json.loads(failure)["code"]) == (FrameKind.FAILURE, "draining")
-    assert 0.1 <= told_s < 1.0
-    assert took_s < 4
+    # The drain, and not the 28 s that it has by default.
+    assert 0.1 <= told_s < 14
+    assert took_s < 14
 
 
 async def test_a_prefill_worker_that_leaves_tells_its_readers(
@@ -325,7 +326,7 @@ async def test_a_worker_whose_engine_hangs_can_be_stopped(
             took_s = time.monotonic() - began_s
         frames = await rest_of(stream)
 
-    assert took_s < 5
+    assert took_s < 14
     assert json.loads(frames[-1][1])["code"] == "draining"
 
 
@@ -354,12 +355,11 @@ async def test_a_port_that_is_taken_is_said(store: ScriptedStore, port: str) -> 
     number = taken.sockets[0].getsockname()[1]
     address = WorkerAddress(host="127.0.0.1", **{port: number})
 
-    with pytest.RaisesGroup(ConfigError) as refused:
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{number}"):
         async with a_worker(store, "prefill", address):
             pass
     taken.close()
 
-    assert f"cannot listen on 127.0.0.1:{number}" in str(refused.value.exceptions[0])
     assert store.calls == []
 
 

@@ -96,3 +96,23 @@ def test_each_origin_has_a_report_of_its_own() -> None:
         ("east", MUCH),
         ("north", 2 * MUCH),
     ]
+
+
+def test_bytes_under_way_and_busy_time_are_told_once_a_transfer_has_begun() -> None:
+    """Before that a router must not take the silence for an idle link of this version."""
+    meters = LinkMeters("west")
+    add(meters)
+    (before,) = meters.reports()
+
+    traffic = meters.traffic("east")
+    assert traffic is not None
+    traffic.arrived_bytes_total += 1000
+    traffic.was_busy(1.0, 1.5)
+    (after,) = meters.reports()
+
+    assert before.busy_s_total is None
+    assert (after.arrived_bytes_total, after.busy_s_total) == (1000, 0.5)
+
+
+def test_bytes_inside_a_datacenter_are_of_no_link() -> None:
+    assert LinkMeters("west").traffic("west") is None

@@ -36,6 +36,7 @@ from workers.engine import Engine, KvPiece, TokenOut
 from workers.engines.reference.engine import ReferenceEngine
 from workers.kv.client import FetchResult
 from workers.kv.timing import Clock
+from workers.kv.traffic import LinkTraffic
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
 
@@ -75,9 +76,10 @@ class Near:
         config: KvConfig,
         arrived_s: float,
         clock: Clock = float,
+        traffic: LinkTraffic | None = None,
     ) -> FetchResult:
         """Compute and hand over what is lacking."""
-        del location, destination, config, arrived_s, clock
+        del location, destination, config, arrived_s, clock, traffic
         self.fetches += 1
         hashes = block_hashes(self.tokens, block_tokens=self.engine.spec.block_tokens, scope=SCOPE)
         run = self.engine.prefill(self.tokens, hashes)

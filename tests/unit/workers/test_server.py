@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -33,7 +34,7 @@ from workers import server as server_module
 from workers.decode_service import DecodeService
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
-from workers.server import WorkerServer
+from workers.server import Desk, WorkerServer
 
 PROMPT = a_prompt(40)
 
@@ -63,19 +64,15 @@ class Workers:
             self.refreshed += 1
 
         prefill = WorkerServer(
-            prefill=self.prefill.service,
-            decode=None,
+            desk=partial(Desk, beat=a_beat, prefill=self.prefill.service, decode=None),
             metrics=self.prefill.metrics,
             refresh_metrics=refresh,
-            beat=a_beat,
             alive_interval_s=alive_interval_s,
         )
         decode = WorkerServer(
-            prefill=None,
-            decode=self.decode,
+            desk=partial(Desk, beat=a_beat, prefill=None, decode=self.decode),
             metrics=self.metrics,
             refresh_metrics=refresh,
-            beat=a_beat,
             alive_interval_s=alive_interval_s,
         )
         self.prefill_url = await listen(stack, prefill.application(), "127.0.0.1", 0)

@@ -10,7 +10,7 @@ from controlplane.config import ModelConfig
 from controlplane.domain.prefix import BlockHash, InventoryDelta
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import KvGroup, Load, Profile, Sampling
-from workers.engine import EngineCounters, EngineSpec, KvImport, TokenOut
+from workers.engine import EngineCounters, EngineSpec, KvImport, KvPiece, TokenOut
 from workers.engines.reference.cache import PrefixCache
 from workers.engines.reference.decode import DecodeBatch
 from workers.engines.reference.dims import Dims, Ints
@@ -113,6 +113,40 @@ class ReferenceEngine:
         sequence.start(tokens, sampling, context_tokens_max=self._spec.context_tokens_max)
         self._scheduler.add_sequence(sequence)
         return sequence.output()
+
+    def export_prefix(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> tuple[KvPiece, ...]:
+        """
+        What the prefix cache holds of these tokens; see the contract.
+
+        Raises:
+            ValueError: Unknown tokens, more than the context, or hashes of other tokens.
+            RuntimeError: The engine is closed.
+        """
+        self._check(tokens, hashes)
+        lease = self._cache.lease(hashes)
+        try:
+            count, state = lease.snapshot()
+            attention = lease.attention[:count]
+        finally:
+            lease.release()
+        if state is None:
+            return ()
+        size = self._spec.block_tokens
+        end = count * size
+        pieces = [
+            KvPiece(group="attention", token_start=at * size, token_end=(at + 1) * size, data=data)
+            for at, data in enumerate(attention)
+        ]
+        return (*pieces, KvPiece(group="state", token_start=end, token_end=end, data=state))
+
+    def limit_prefill(self, share: float | None) -> None:
+        """
+        Bound the time that prefill takes while there is something to decode; see the contract.
+
+        Raises:
+            ValueError: Not a part of the time.
+        """
+        self._scheduler.share.set(share)
 
     def take_inventory_delta(self, *, is_full: bool) -> InventoryDelta:
         """Changes of the prefix cache since the last call, or all of it."""

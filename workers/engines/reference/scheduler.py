@@ -12,6 +12,7 @@ from workers.engines.reference.decode import DecodeBatch
 from workers.engines.reference.meter import Meter
 from workers.engines.reference.prefill import ReferencePrefill
 from workers.engines.reference.sequence import ImportedSequence
+from workers.engines.reference.share import PrefillShare
 
 ResultT = TypeVar("ResultT")
 
@@ -23,13 +24,15 @@ class Scheduler:
     All bookkeeping happens on the loop's thread, so nothing is locked: the compute thread sees
     only arrays that belong to it and bytes that nobody changes. Prefills are served first come,
     first served, one at a time; between two of their blocks there is one step for all sequences
-    that decode. The queues are bounded by the requests a worker accepts.
+    that decode, or as many as `share` wants. The queues are bounded by the requests a worker accepts.
     """
 
     def __init__(self, batch: DecodeBatch, meter: Meter, *, slots: int) -> None:
         self._batch = batch
         self._meter = meter
         self._slots = slots
+        #: What prefill may take of the time.
+        self.share = PrefillShare()
         self._prefills: deque[ReferencePrefill] = deque()
         self._waiting: deque[ImportedSequence] = deque()
         self._running: list[ImportedSequence] = []
@@ -139,8 +142,11 @@ class Scheduler:
             has_worked = has_prefilled or has_decoded
 
     async def _prefill_turn(self) -> bool:
-        """One block of the oldest prefill."""
-        if not self._prefills:
+        """One block of the oldest prefill, if it is its turn."""
+        has_decode = bool(self._waiting or self._running)
+        if not has_decode:
+            self.share.idle()
+        if not self._prefills or not self.share.has_turn:
             return False
         job = self._prefills[0]
         if not job.is_running:
@@ -148,6 +154,7 @@ class Scheduler:
         if not job.is_closed:
             step = await self._compute(job.next_block(), job.fail)
             if step is not None:
+                self.share.prefilled(step.total_s, has_decode=has_decode)
                 job.deliver(step)
         return True
 
@@ -168,6 +175,7 @@ class Scheduler:
 
         step = await self._compute(lambda: self._batch.step(rows), fail)
         if step is not None and rows:
+            self.share.decoded(step.step_s)
             self._meter.add_step(step_s=step.step_s, first_tokens=step.first_tokens)
             for sequence, token in zip(running, step.tokens, strict=True):
                 if sequence.deliver(token):

@@ -40,6 +40,7 @@ class ImportedSequence:
         self._output_tokens = 0
         self._output_tokens_max = 0
         self._prompt_tokens_computed = 0
+        self._is_kept = False
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -65,12 +66,30 @@ class ImportedSequence:
         Raises:
             ValueError: Wrong size, out of range, or not expected.
         """
-        if self._is_closed or self._row is not None:
-            raise ValueError("this sequence takes no more KV: it is decoding or closed")
+        if self._is_closed or self._is_kept or self._row is not None:
+            raise ValueError("this sequence takes no more KV: it is complete or closed")
         if piece.group == "state":
             self._write_state(piece)
         else:
             self._write_attention(piece)
+
+    def keep(self) -> int:
+        """
+        Put what was written into the prefix cache, and hold it there; see the contract.
+
+        Raises:
+            ValueError: Not complete, kept or started before, closed, or it ends inside a block.
+        """
+        count, rest = divmod(len(self._tokens), self._dims.block_tokens)
+        if rest:
+            raise ValueError(f"{len(self._tokens)} tokens end inside a block, and have no hash")
+        attention, state = self._complete()
+        for number, data in enumerate(attention, start=1):
+            self._lease.offer(number, data, state if number == count else None)
+        self._is_kept = True
+        self._blocks.clear()
+        self._state = None
+        return self._lease.snapshot()[0] * self._dims.block_tokens
 
     def close(self) -> None:
         """Give everything back. Idempotent; a sequence that is decoding is stopped first."""
@@ -122,19 +141,11 @@ class ImportedSequence:
             ValueError: Not complete, started before, closed, or not the KV of this prompt.
         """
         count = len(self._tokens)
-        if self._is_closed or self._row is not None:
-            raise ValueError("this sequence is decoding already, or closed")
         if len(prompt) != count + 1 or prompt.head(count) != self._tokens:
             raise ValueError(f"the KV of {count} tokens is not that of all but the last prompt one")
         if len(prompt) >= context_tokens_max:
             raise ValueError(f"{len(prompt)} tokens leave no output in {context_tokens_max}")
-        blocks = -(-count // self._dims.block_tokens)
-        if self._state is None or len(self._blocks) != blocks:
-            raise ValueError(
-                f"KV is missing: {len(self._blocks)} of {blocks} attention pieces, "
-                f"{'the' if self._state else 'no'} state"
-            )
-        attention = [self._blocks[block] for block in range(blocks)]
+        attention, state = self._complete()
         for number, data in enumerate(attention, start=1):
             self._lease.offer(number, data)
         self._output_tokens_max = min(sampling.output_tokens_max, context_tokens_max - len(prompt))
@@ -144,7 +155,7 @@ class ImportedSequence:
             position=count,
             capacity=len(prompt) + self._output_tokens_max,
             attention=attention,
-            state=self._state,
+            state=state,
             sampling=sampling,
         )
         self._blocks.clear()
@@ -177,6 +188,18 @@ class ImportedSequence:
         if self._feed is not None:
             self._feed.end(error)
         self.close()
+
+    def _complete(self) -> tuple[list[bytes], bytes]:
+        """Attention pieces in order, and the state, once everything is here."""
+        if self._is_closed or self._is_kept or self._row is not None:
+            raise ValueError("this sequence is decoding already, or closed")
+        blocks = -(-len(self._tokens) // self._dims.block_tokens)
+        if self._state is None or len(self._blocks) != blocks:
+            raise ValueError(
+                f"KV is missing: {len(self._blocks)} of {blocks} attention pieces, "
+                f"{'the' if self._state else 'no'} state"
+            )
+        return [self._blocks[block] for block in range(blocks)], self._state
 
     def _write_state(self, piece: KvPiece) -> None:
         count = len(self._tokens)

@@ -332,7 +332,8 @@ async def test_readers_that_do_not_read_cost_no_memory_and_delay_nobody() -> Non
     assert received.in_order == pieces
     # The pieces of the quick reader are in it, 400 KiB.
     assert peak_bytes < 2 * MIB
-    assert took_s < 2
+    # Behind them it would never come at all.
+    assert took_s < 20
 
 
 async def a_stuck_reader(location: KvLocation) -> socket.socket:

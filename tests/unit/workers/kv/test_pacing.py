@@ -234,6 +234,41 @@ async def test_without_the_store_a_sender_has_its_floor() -> None:
     assert pacer.counters.floor_bytes_total == total
 
 
+class FlakyBudget:
+    """A shared bucket whose every so many-th answer does not come."""
+
+    def __init__(self, bucket: LinkBudget, every: int) -> None:
+        self._bucket = bucket
+        self._every = every
+        self._calls = 0
+
+    async def take(self, want_bytes: int) -> BudgetGrant:
+        self._calls += 1
+        if self._calls % self._every == 0:
+            raise StoreTimeout("the store did not answer")
+        return await self._bucket.take(want_bytes)
+
+
+async def test_what_a_sender_sent_on_its_floor_is_paid_for_when_the_store_is_back() -> None:
+    """Others had the whole budget meanwhile: a store that is slow at times must not add to it."""
+    time, link = VirtualTime(), a_link(capacity_mbit_per_s=16)
+    bucket = BucketBudget(link, time)
+    pacers = [a_pacer(time, FlakyBudget(bucket, every), link=link) for every in (10**9, 20)]
+    seconds, began_s = 60.0, time()
+
+    async def send_on(pacer: LinkPacer) -> None:
+        while time() < began_s + seconds:
+            await pacer.acquire(pacer.slice_bytes)
+
+    await time.run_until(asyncio.gather(*(send_on(pacer) for pacer in pacers)))
+
+    sent = sum(pacer.counters.bytes_total for pacer in pacers)
+    assert pacers[1].counters.floor_bytes_total > 0
+    # One in the bucket, one ahead at each, and two that one of them may still owe.
+    quanta = 1 + len(pacers) + 2
+    assert sent <= link.capacity_bps / 8 * seconds + quantum_bytes(link) * quanta
+
+
 async def test_a_store_that_is_away_is_asked_twice_a_second_at_most() -> None:
     time = VirtualTime()
     budget = AwayBudget()
@@ -378,3 +413,55 @@ def test_the_window_of_a_long_link_holds_what_is_on_its_way() -> None:
     pacer = a_pacer(VirtualTime(), GenerousBudget(), link=link)
 
     assert pacer.window_bytes >= 0.1 * 1e7 + pacer.quantum_bytes
+
+
+# --- Copies -----------------------------------------------------------------------------------
+
+
+async def test_what_a_request_waits_for_goes_before_what_is_copied() -> None:
+    """A copy has the turns that nobody else wants, and the link is full all the time."""
+    time = VirtualTime()
+    pacer = a_pacer(time, GenerousBudget())
+    slice_bytes = pacer.slice_bytes
+    order: list[str] = []
+
+    async def run(name: str, turns: int, *, is_urgent: bool) -> None:
+        for _ in range(turns):
+            await pacer.acquire(slice_bytes, is_urgent=is_urgent)
+            order.append(name)
+
+    copy = asyncio.ensure_future(run("copy", 40, is_urgent=False))
+    # The copy has used the burst up before the request comes.
+    while len(order) < 20:
+        await asyncio.sleep(0)
+        if not copy.done() and time._sleepers:
+            break
+    request = asyncio.ensure_future(run("request", 30, is_urgent=True))
+    work = asyncio.gather(copy, request)
+    await time.run_until(work)
+    await work
+
+    began = order.index("request")
+    assert order[began:].count("request") == 30
+    # A turn that had begun is not taken back; after that, none before the last of the request's.
+    last = len(order) - 1 - order[::-1].index("request")
+    assert order[began:last].count("copy") <= 1
+    assert order[last + 1 :] == ["copy"] * (40 - order[:last].count("copy"))
+    assert pacer.counters.bytes_total == 70 * slice_bytes
+
+
+async def test_a_copy_that_gives_up_in_line_holds_nobody_up() -> None:
+    time = VirtualTime()
+    pacer = a_pacer(time, ClosedBudget())
+    request = asyncio.ensure_future(pacer.acquire(1000))
+    await settle()
+    copy = asyncio.ensure_future(pacer.acquire(1000, is_urgent=False))
+    await settle()
+    copy.cancel()
+    request.cancel()
+    await asyncio.gather(copy, request, return_exceptions=True)
+
+    later = asyncio.ensure_future(pacer.acquire(0, is_urgent=False))
+    await time.run_until(later)
+
+    assert later.exception() is None
