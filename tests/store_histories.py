@@ -82,6 +82,9 @@ def a_history(rng: Random, length: int) -> list[Step]:
                             ("deregister", (worker_id, incarnation), {}),
                             ("put_segment", (location,), {}),
                             ("drop_segment", (name,), {}),
+                            ("lead", ("plan", name), {"ttl_s": TTL_S}),
+                            ("resign", ("plan", name), {}),
+                            ("put_traffic", (name, b"%d" % step), {"ttl_s": TTL_S + step}),
                         )
                     )
                 )
@@ -99,5 +102,6 @@ async def picture(store: StateStore) -> dict[str, Any]:
         "events": list(events),
         "decisions": [item.record for item in await store.decisions(count=99)],
         "plan": await store.document("plan"),
+        "traffic": list(await store.traffic()),
         "segments": list(await store.segments(count=99)),
     }

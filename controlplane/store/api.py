@@ -231,5 +231,36 @@ class StateStore(Protocol):
     async def document(self, topic: Topic) -> Document | None:
         """The newest version of a document."""
 
+    async def lead(self, topic: Topic, owner: str, *, ttl_s: float) -> bool:
+        """
+        Take the lead of a topic, or keep it.
+
+        The lead says who should work, not who may write: a store that fails over may give it to two.
+        So whoever leads publishes with `expected_version`.
+
+        Args:
+            topic: What is published.
+            owner: The router; the same owner may lead again, which prolongs.
+            ttl_s: The lead ends by itself after this.
+
+        Returns:
+            Whether the owner leads now.
+        """
+
+    async def resign(self, topic: Topic, owner: str) -> None:
+        """Give the lead up; twice, or when another one leads, does nothing."""
+
+    async def put_traffic(self, router: str, body: bytes, *, ttl_s: float) -> None:
+        """
+        Tell the planner what a router has served lately, in place of what it told before.
+
+        Raises:
+            RequestTooLarge: Over `StoreConfig.traffic_bytes_max`.
+            MalformedRequest: Not JSON.
+        """
+
+    async def traffic(self) -> Sequence[bytes]:
+        """What routers have told, those that end last first; `StoreConfig.routers_max` at most."""
+
     async def close(self) -> None:
         """Close connections."""

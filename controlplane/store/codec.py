@@ -157,6 +157,13 @@ class Decoder:
         self.errors_total += body is not None
         return None
 
+    def json(self, raw: object) -> bytes | None:
+        """JSON, unread; None if it is garbage, or has expired since it was listed."""
+        if isinstance(raw, bytes) and is_json(raw):
+            return raw
+        self.errors_total += raw is not None
+        return None
+
     def milliseconds(self, reply: object) -> int:
         """The server's clock, from TIME."""
         seconds, microseconds = (int(part) for part in self.items(reply) if isinstance(part, bytes))

@@ -156,6 +156,25 @@ def document(keys: Keys, topic: Topic, *, bytes_max: int) -> Command:
     return scripts.DOCUMENT.by_digest([keys.document(topic)], [bytes_max, RECORDS_TTL_MS])
 
 
+def lead(keys: Keys, topic: Topic, owner: str, *, ttl_s: float) -> Command:
+    """For `lead.lua`."""
+    return scripts.LEAD.by_digest([keys.leader(topic)], [owner, _ms(ttl_s)])
+
+
+def resign(keys: Keys, topic: Topic, owner: str) -> Command:
+    """For `resign.lua`."""
+    return scripts.RESIGN.by_digest([keys.leader(topic)], [owner])
+
+
+def put_traffic(
+    keys: Keys, router: str, body: bytes, *, ttl_s: float, config: StoreConfig
+) -> Command:
+    """For `put_segment.lua`: a value with a time to live, and its name in an index of bounded size."""
+    return scripts.PUT_SEGMENT.by_digest(
+        [keys.traffic_of(router), keys.traffic], [router, body, _ms(ttl_s), config.routers_max]
+    )
+
+
 def _claims(keys: Keys, reservation: Reservation) -> tuple[list[str], list[str]]:
     claims = keys.claims(reservation)
     return [place for place, _ in claims], [member for _, member in claims]

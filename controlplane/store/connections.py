@@ -82,6 +82,17 @@ class NotReached(RedisConnectionError):
         self.reason = reason
 
 
+def _is_over(connection: AbstractConnection) -> bool:
+    """
+    Whether a connection was reset while nobody used it: by a proxy before the server, say.
+
+    `can_read` sees a polite end alone, and on a loop of uvloop a write to what was reset is no
+    `OSError` but a `RuntimeError`, as if the program were wrong.
+    """
+    writer = connection._writer  # noqa: SLF001 - there is no other way to its transport
+    return writer is not None and writer.transport.is_closing()
+
+
 class Connections:
     """
     Up to `limit` connections; the one used last is used next, so that the rest stay idle.
@@ -208,7 +219,9 @@ class Connections:
             try:
                 for other in stale:
                     await other.disconnect(nowait=True)
-                if connection.is_connected and await connection.can_read():
+                if connection.is_connected and (
+                    await connection.can_read() or _is_over(connection)
+                ):
                     # Nobody asked, so this is the end of the stream: the server closed it.
                     await connection.disconnect(nowait=True)
                 if not connection.is_connected:

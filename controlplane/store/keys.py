@@ -161,6 +161,30 @@ KEY_TABLE: Final = (
         writer="publisher: publish; router: document prolongs",
         lost="routers keep what they have read last; versions begin at 1 again",
     ),
+    KeySpec(
+        name="leader:<topic>",
+        type="hash",
+        ttl="planner.lease_s from its last renewal",
+        owner="the router that leads",
+        writer="router: lead, resign",
+        lost="another router may lead at once; both publish by version, so one of them does",
+    ),
+    KeySpec(
+        name="traffic",
+        type="zset",
+        ttl="longest summary in it",
+        owner="each router",
+        writer="router: put_traffic",
+        lost="the planner sees no traffic until the routers' next summaries",
+    ),
+    KeySpec(
+        name="traffic:<router>",
+        type="string",
+        ttl="three times planner.report_interval_s",
+        owner="the router",
+        writer="router: put_traffic",
+        lost="the planner misses this router's traffic until its next summary",
+    ),
 )
 
 
@@ -175,6 +199,7 @@ class Keys:
         self.links = f"{self.prefix}links"
         self.events = f"{self.prefix}events"
         self.segments = f"{self.prefix}segments"
+        self.traffic = f"{self.prefix}traffic"
         self.decisions = f"{self.prefix}decisions"
         self.decision_index = f"{self.prefix}decision-index"
 
@@ -219,6 +244,14 @@ class Keys:
     def document(self, topic: str) -> str:
         """A published document."""
         return f"{self.prefix}document:{topic}"
+
+    def leader(self, topic: str) -> str:
+        """Who publishes a document by itself."""
+        return f"{self.prefix}leader:{topic}"
+
+    def traffic_of(self, router: str) -> str:
+        """What one router has served lately."""
+        return f"{self.prefix}traffic:{router}"
 
     def claims(self, reservation: Reservation) -> list[tuple[str, str]]:
         """Where a reservation is kept: key and member at the prefill worker, the decoder, the link.

@@ -23,8 +23,8 @@ class Ledger:
         self._links_max = links_max
         #: Names of places and members as in Redis, so that both keep the same books.
         self._keys = Keys("memory")
-        #: Expiry in seconds by member, by place.
-        self._places: dict[str, dict[str, float]] = {}
+        #: Expiry in seconds and amount by member, by place.
+        self._places: dict[str, dict[str, tuple[float, int]]] = {}
         #: When the last claim on a link ends, by link.
         self._links: dict[str, float] = {}
 
@@ -37,7 +37,8 @@ class Ledger:
         decode = self._keys.reserved(reservation.decode_worker)
         for place, member in self._keys.claims(reservation):
             ttl_s = reservation.ttl_s if place == decode else reservation.prefill_ttl_s
-            self._places.setdefault(place, {})[member] = now_s + ttl_s
+            amount = amount_of(member.encode()) or 0
+            self._places.setdefault(place, {})[member] = (now_s + ttl_s, amount)
         if reservation.link is not None:
             until_s = now_s + reservation.prefill_ttl_s
             self._links[reservation.link] = max(self._links.get(reservation.link, 0.0), until_s)
@@ -54,7 +55,7 @@ class Ledger:
         """
         now_s = self._clock()
         return [
-            self._places.get(place, {}).pop(member, now_s) > now_s
+            self._places.get(place, {}).pop(member, (now_s, 0))[0] > now_s
             for place, member in self._keys.claims(reservation)
         ]
 
@@ -78,6 +79,6 @@ class Ledger:
     def _amounts(self, place: str) -> list[int]:
         members = self._places.get(place, {})
         now_s = self._clock()
-        for member in [name for name, until_s in members.items() if until_s <= now_s]:
+        for member in [name for name, (until_s, _) in members.items() if until_s <= now_s]:
             del members[member]
-        return [amount_of(member.encode()) or 0 for member in members]
+        return [amount for _, amount in members.values()]

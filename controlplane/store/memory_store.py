@@ -70,6 +70,10 @@ class MemoryStore:
         self._decision_number = 0
         self._claims = KeyClaims(clock=clock)
         self._documents: dict[Topic, Document] = {}
+        #: Who leads, and until when.
+        self._leaders: dict[Topic, tuple[str, float]] = {}
+        #: What routers have told, and until when it holds.
+        self._traffic: dict[str, tuple[float, bytes]] = {}
         #: Set, and replaced, by each event.
         self._news = asyncio.Event()
         self._is_closed = False
@@ -341,6 +345,46 @@ class MemoryStore:
         """The newest version of a document."""
         self._check_open()
         return self._documents.get(topic)
+
+    # --- The planner --------------------------------------------------------------------------
+
+    async def lead(self, topic: Topic, owner: str, *, ttl_s: float) -> bool:
+        """Take or keep the lead of a topic; the steps are those of `lead.lua`."""
+        self._check_open()
+        now_s = self._clock()
+        leader, until_s = self._leaders.get(topic, (owner, now_s))
+        if leader != owner and until_s > now_s:
+            return False
+        self._leaders[topic] = (owner, now_s + ttl_s)
+        return True
+
+    async def resign(self, topic: Topic, owner: str) -> None:
+        """Give the lead of a topic up."""
+        self._check_open()
+        if self._leaders.get(topic, ("", 0.0))[0] == owner:
+            del self._leaders[topic]
+
+    async def put_traffic(self, router: str, body: bytes, *, ttl_s: float) -> None:
+        """
+        Tell what a router has served lately.
+
+        Raises:
+            RequestTooLarge: Over `StoreConfig.traffic_bytes_max`.
+            MalformedRequest: Not JSON.
+        """
+        self._check_open()
+        check_document(body, bytes_max=self._config.traffic_bytes_max)
+        self._traffic[router] = (self._clock() + ttl_s, body)
+        if len(self._traffic) > self._config.routers_max:
+            del self._traffic[min(self._traffic, key=lambda name: self._traffic[name][0])]
+
+    async def traffic(self) -> Sequence[bytes]:
+        """What routers have told, those that end last first."""
+        self._check_open()
+        now_s = self._clock()
+        self._traffic = {name: item for name, item in self._traffic.items() if item[0] > now_s}
+        newest = sorted(self._traffic.values(), key=lambda item: item[0], reverse=True)
+        return [body for _, body in newest]
 
     async def close(self) -> None:
         """Later calls raise `StoreUnavailable`, and so do those that wait."""

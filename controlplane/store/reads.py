@@ -121,6 +121,18 @@ async def segments(
     return [location for location in locations if location is not None]
 
 
+async def traffic(calls: Calls, keys: Keys, decoder: Decoder, *, count: int) -> Sequence[bytes]:
+    """See `RedisStore.traffic`."""
+    (reply,) = await calls.ask("traffic", (("ZREVRANGE", keys.traffic, 0, count - 1),))
+    texts = [decoder.text(name) for name in decoder.items(reply)]
+    names = [name for name in texts if name is not None]
+    if not names:
+        return ()
+    found = await calls.ask_one("traffic", ("MGET", *map(keys.traffic_of, names)))
+    bodies = [decoder.json(raw) for raw in decoder.items(found)]
+    return [body for body in bodies if body is not None]
+
+
 async def decisions(
     calls: Calls, keys: Keys, decoder: Decoder, *, count: int, before: Cursor | None
 ) -> Sequence[StoredDecision]:

@@ -295,6 +295,35 @@ class RedisStore:
         command = commands.document(self._keys, topic, bytes_max=self._config.document_bytes_max)
         return self._decoder.document(await self._calls.ask_one("document", command))
 
+    # --- The planner --------------------------------------------------------------------------
+
+    async def lead(self, topic: Topic, owner: str, *, ttl_s: float) -> bool:
+        """Take or keep the lead of a topic; see `lead.lua`."""
+        (leads,) = await self._run("lead", commands.lead(self._keys, topic, owner, ttl_s=ttl_s))
+        return bool(leads)
+
+    async def resign(self, topic: Topic, owner: str) -> None:
+        """Give the lead of a topic up; see `resign.lua`."""
+        await self._run("resign", commands.resign(self._keys, topic, owner))
+
+    async def put_traffic(self, router: str, body: bytes, *, ttl_s: float) -> None:
+        """
+        Tell what a router has served lately; see `put_segment.lua`.
+
+        Raises:
+            RequestTooLarge: Over `StoreConfig.traffic_bytes_max`.
+            MalformedRequest: Not JSON.
+        """
+        check_document(body, bytes_max=self._config.traffic_bytes_max)
+        command = commands.put_traffic(self._keys, router, body, ttl_s=ttl_s, config=self._config)
+        await self._run("put_traffic", command)
+
+    async def traffic(self) -> Sequence[bytes]:
+        """What routers have told, those that end last first."""
+        return await reads.traffic(
+            self._calls, self._keys, self._decoder, count=self._config.routers_max
+        )
+
     async def close(self) -> None:
         """Close connections; later calls raise `StoreUnavailable`."""
         await self._calls.close()

@@ -48,6 +48,8 @@ RELEASE_KEY: Final = _load("release_key")
 BLAME: Final = _load("blame")
 PUBLISH: Final = _load("publish")
 DOCUMENT: Final = _load("document")
+LEAD: Final = _load("lead")
+RESIGN: Final = _load("resign")
 
 BY_SHA: Final = {
     script.sha: script
@@ -65,5 +67,7 @@ BY_SHA: Final = {
         BLAME,
         PUBLISH,
         DOCUMENT,
+        LEAD,
+        RESIGN,
     )
 }

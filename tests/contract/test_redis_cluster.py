@@ -178,7 +178,7 @@ async def test_a_killed_node_s_replica_takes_over() -> None:
             waits.append(time.monotonic() - started_s)
             await asyncio.sleep(0.02)
 
-        assert waits[-1] < 5
+        assert waits[-1] < 20
         snapshot = await store.snapshot()
         assert {beat.worker_id for beat in snapshot.beats} == {"p1", "d1"}
         assert snapshot.loads["p1"].reserved_requests == 2
@@ -192,6 +192,6 @@ async def is_up(store: RedisStore) -> bool:
         await store.reserve(a_reservation("probe"))
     except StoreError:
         # However many nodes it asked: within the time of one call.
-        assert time.monotonic() - started_s < 1.0
+        assert time.monotonic() - started_s < 10 * FAST.call_timeout_s
         return False
     return True

@@ -22,6 +22,7 @@ NAMES = {
     "<segment>": "s1",
     "<key>": "k1",
     "<topic>": "plan",
+    "<router>": "router",
 }
 
 
@@ -56,6 +57,10 @@ async def live(store: RedisStore, *, sequence: int = 1, name: str = "1") -> None
     await store.release_key("k1", owner="router", keep_s=TTL_S)
     await store.blame(Blamed(fingerprint="f", worker_id="p1", incarnation="one"))
     await store.publish("plan", b'{"name": "%s"}' % name.encode())
+    await store.lead("policy", "router", ttl_s=TTL_S)
+    await store.resign("policy", "router")
+    await store.lead("plan", "router", ttl_s=TTL_S)
+    await store.put_traffic("router", b"{}", ttl_s=TTL_S)
 
 
 async def read_all(store: RedisStore) -> None:
@@ -66,6 +71,7 @@ async def read_all(store: RedisStore) -> None:
         await store.decisions(count=9, before=item.cursor)
     await store.decision("decision-1")
     await store.document("plan")
+    await store.traffic()
 
 
 def other_types(key: str, kind: str) -> list[tuple[Any, ...]]:

@@ -39,6 +39,7 @@ NAMES = {
     "<segment>": ("s1", "s2"),
     "<key>": ("k1", "k2"),
     "<topic>": TOPICS,
+    "<router>": ("r1", "r2"),
 }
 FIELDS = (
     b"incarnation", b"sequence", b"beat", b"@", b"aa", b"zz", b"ab" * 40, b"tokens", b"time",
@@ -164,6 +165,9 @@ async def use(store: RedisStore, number: int) -> None:
     published = await store.publish("plan", b"%d" % number)
     assert published is not None
     assert published.version >= 1
+    assert await store.lead("plan", "o", ttl_s=TTL_S) in {True, False}
+    await store.resign("plan", "o")
+    await store.put_traffic("r1", b"%d" % number, ttl_s=TTL_S)
     await look(store, number)
 
 
@@ -206,6 +210,7 @@ async def look(store: RedisStore, number: int) -> None:
     document = await store.document("plan")
     assert document is not None
     assert document.body == b"%d" % number
+    assert b"%d" % number in await store.traffic()
     other = await store.document("policy")
     assert other is None or json.loads(other.body) is not Ellipsis
 
@@ -243,6 +248,7 @@ async def look_around(store: RedisStore) -> None:
     await store.decision("decision-1")
     for topic in TOPICS:
         await store.document(topic)
+    await store.traffic()
 
 
 async def assert_healed(store: RedisStore) -> None:

@@ -24,6 +24,8 @@ async def test_every_key_is_in_the_table_with_its_type_and_expires(
     await redis_store.finish([(None, "decision", b"{}")])
     await redis_store.claim_key("key", owner="router", digest="d", ttl_s=TTL_S)
     await redis_store.publish("plan", b"{}")
+    await redis_store.lead("plan", "router", ttl_s=TTL_S)
+    await redis_store.put_traffic("router", b"{}", ttl_s=TTL_S)
 
     prefix = redis_store._keys.prefix
     keys = await redis_store._calls.ask_one("test", ("KEYS", prefix.replace("{", r"\{") + "*"))

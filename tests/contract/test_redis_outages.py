@@ -42,7 +42,8 @@ async def a_store(proxy: StoreProxy, *, seed: int = 1, config: StoreConfig = CON
     store = RedisStore(proxy.url, fleet="f", config=config, rng=Random(seed))
     for worker_id in ("p1", "d1"):
         await store.heartbeat(a_beat(worker_id, inventory=full()), ttl_s=TTL_S)
-    await store.reserve(a_reservation("warm"))
+    # A busy machine may be late for the first call, too.
+    await eventually(lambda: is_up(store), bool)
     return store
 
 
@@ -121,7 +122,9 @@ async def test_while_the_breaker_is_open_one_probe_at_a_time_goes_out(
 
     # Each probe has a connection of its own, for the last one's was closed.
     probes = len(proxy.connects) - before
-    assert 1.5 / 0.2 / 1.2 - 2 <= probes <= 1.5 / 0.2 / 0.8 + 1
+    seconds = time.monotonic() - started_s
+    # At most; a busy machine has time for fewer.
+    assert 2 <= probes <= seconds / 0.2 / 0.8 + 1
     gaps = [
         late - early
         for early, late in zip(proxy.connects[before:], proxy.connects[before + 1 :], strict=False)

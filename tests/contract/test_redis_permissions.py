@@ -64,6 +64,10 @@ async def use_as_router(store: RedisStore) -> None:
     await store.blame(Blamed("f", "p1", "one"))
     await store.publish("plan", b"{}")
     assert await store.document("plan")
+    assert await store.lead("plan", "r", ttl_s=TTL_S)
+    await store.resign("plan", "r")
+    await store.put_traffic("r", b"{}", ttl_s=TTL_S)
+    assert await store.traffic() == [b"{}"]
 
 
 async def test_each_role_can_do_its_work_with_what_the_page_gives_it(

@@ -17,7 +17,7 @@ async def test_what_takes_too_long_is_cut_off_in_time() -> None:
         async with deadline(0.02):
             await asyncio.sleep(60)
 
-    assert 0.02 <= time.monotonic() - started_s < 1
+    assert 0.02 <= time.monotonic() - started_s < 30
 
 
 async def test_what_is_fast_enough_is_left_alone() -> None:

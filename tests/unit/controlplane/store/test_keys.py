@@ -29,6 +29,9 @@ def test_all_keys_of_a_fleet_share_its_hash_tag() -> None:
         keys.segment("s"),
         keys.idempotency("k"),
         keys.document("plan"),
+        keys.leader("plan"),
+        keys.traffic,
+        keys.traffic_of("r"),
     ]
 
     assert all(name.startswith("prfaas:{local}:") for name in names)
