@@ -49,7 +49,7 @@ def bench_fleet(size: Size, *, port: int = 0, admin_port: int = 0) -> FleetConfi
             port=port,
             admin_port=admin_port,
             datacenter="west",
-            policy_parameters={"threshold_tokens": 512},
+            policy_parameters={"threshold_tokens": 512, "follows_plan": False},
         ),
         model=ModelConfig(context_tokens_max=131_072),
         datacenters=(

@@ -26,9 +26,9 @@ from controlplane.domain.decision import RequestFeatures
 from controlplane.edge.requests import ParsedRequest, parse_request
 from controlplane.edge.sink import WholeSink
 from controlplane.observe.logs import configure_logs
+from controlplane.router.claims import Claim
 from controlplane.router.incoming import Incoming
 from controlplane.router.records import DecisionRecord
-from controlplane.router.view import Claim
 from controlplane.store.redis_store import RedisStore
 from controlplane.wire import DecodeJob, KvLocation, OutputShape, PrefillJob, Reservation
 

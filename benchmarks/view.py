@@ -27,9 +27,10 @@ from benchmarks.beats import TTL_S
 from benchmarks.children import Child, cores, pin
 from controlplane.config import LinkConfig, StoreConfig
 from controlplane.domain.health import HealthRules
+from controlplane.router.claims import Claim
 from controlplane.router.feed import RESYNC_S, ViewFeed
 from controlplane.router.rules import ViewRules
-from controlplane.router.view import Claim, ViewTracker
+from controlplane.router.view import ViewTracker
 from controlplane.store.embedded import EmbeddedServer
 from controlplane.store.redis_store import RedisStore
 

@@ -9,26 +9,34 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from controlplane.admin.server import AdminServer
 from controlplane.config import FleetConfig
 from controlplane.domain.modes import MODES
 from controlplane.edge.listener import listen_to_clients
+from controlplane.edge.residency import Residency
 from controlplane.edge.server import EdgeServer, Readiness
 from controlplane.errors import ConfigError
 from controlplane.observe.logs import get_logger
 from controlplane.observe.metrics import RouterMetrics
+from controlplane.planner.assembly import assemble_planner
+from controlplane.planner.planner import in_thread
 from controlplane.router.assembly import assemble
 from controlplane.router.dispatcher import Dispatcher
+from controlplane.router.documents import DocumentFeed, take_plan, take_policy
 from controlplane.router.feed import ViewFeed, log_state
+from controlplane.router.http_link_probes import HttpLinkProber
 from controlplane.router.http_probes import HttpProber
 from controlplane.router.http_workers import HttpWorkerClient
+from controlplane.router.link_probes import LinkProbes
 from controlplane.router.models import ModelBook
 from controlplane.router.probes import Probes
 from controlplane.router.recorder import Recorder
 from controlplane.router.rules import view_rules
 from controlplane.router.services import Services
+from controlplane.router.shadows import ThreadRunner
 from controlplane.router.view import ViewTracker
 from controlplane.serving import background, listen
 from controlplane.store.api import StateStore
@@ -110,8 +118,15 @@ async def run_router(
             clock=time.monotonic,
             seeds=Random(secrets.randbits(64)),
             store_wait_s=fleet.store.call_timeout_s,
+            shadow_runner=ThreadRunner(),
         )
         services = dispatcher.services
+        stack.callback(services.shadows.close)
+        documents = DocumentFeed(
+            store,
+            metrics,
+            {"policy": partial(take_policy, services), "plan": partial(take_plan, tracker)},
+        )
         feed = ViewFeed(
             store,
             tracker,
@@ -119,10 +134,34 @@ async def run_router(
             on_blamed=lambda blamed: services.quarantine.blame(
                 blamed.fingerprint, blamed.incarnation
             ),
+            on_published=documents.published,
+            on_synced=documents.missed,
         )
         prober = HttpProber(fleet.health)
         stack.push_async_callback(prober.close)
         probes = Probes(prober, tracker, metrics, fleet.health, Random(secrets.randbits(64)))
+        link_prober = HttpLinkProber()
+        stack.push_async_callback(link_prober.close)
+        link_probes = LinkProbes(
+            link_prober,
+            tracker,
+            metrics,
+            fleet.health,
+            Random(secrets.randbits(64)),
+            time.monotonic,
+        )
+        planner = (
+            assemble_planner(
+                services,
+                fleet.planner,
+                home=fleet.router.datacenter,
+                clock=time.monotonic,
+                client=workers,
+                work=in_thread,
+            )
+            if fleet.planner.enabled
+            else None
+        )
         edge = EdgeServer(
             dispatcher,
             limits=fleet.limits,
@@ -130,14 +169,18 @@ async def run_router(
             readiness=lambda: _readiness(tracker, dispatcher),
             executor=executor,
             tenant_salt=fleet.router.tenant_salt,
+            residency=Residency([site.name for site in fleet.datacenters], fleet.tenants),
         )
         admin = AdminServer(services=services, fleet=fleet)
         await stack.enter_async_context(
             background(
                 feed=feed.run(),
+                documents=documents.run(),
                 probes=probes.run(),
+                link_probes=link_probes.run(),
                 recorder=recorder.run(),
                 keys=services.keys.run(),
+                **({"planner": planner.run()} if planner is not None else {}),
             )
         )
         # A router that has not heard of the workers could only refuse. With the store away it

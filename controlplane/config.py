@@ -15,11 +15,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from controlplane.config_health import HealthConfig, PositiveSeconds, Section
+from controlplane.config_links import LinkConfig, SiteName, TenantConfig
+from controlplane.config_planner import PlannerConfig
+from controlplane.config_worker import WorkerConfig
 from controlplane.errors import ConfigError
 from controlplane.store.urls import parse_store_url
 from controlplane.wire_types import INVENTORY_BLOCKS_MAX, LINKS_MAX
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+#: Links are a module of their own; all sections are imported from here.
+__all__ = ["LinkConfig", "SiteName", "TenantConfig"]
+
 _PORT_MAX = 65_535
 Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
 
@@ -57,6 +62,10 @@ class StoreConfig(Section):
     segments_max: Annotated[int, Field(ge=1, le=1_000_000)] = 65_536
     #: Bytes of one published document; a policy's parameters or a plan for 1,000 workers.
     document_bytes_max: Annotated[int, Field(ge=1024, le=16 << 20)] = 256 << 10
+    #: Bytes of one router's summary of its traffic: 30 datacenters' histograms in full.
+    traffic_bytes_max: Annotated[int, Field(ge=1024, le=1 << 20)] = 128 << 10
+    #: Routers whose traffic the planner adds up; of more, those whose summaries end first are left out.
+    routers_max: Annotated[int, Field(ge=1, le=4096)] = 64
     #: Connections one process may open; a request path needs one at a time and commands pipeline.
     connections_max: Annotated[int, Field(ge=1, le=1000)] = 16
 
@@ -122,18 +131,6 @@ class KvConfig(Section):
         return self
 
 
-class WorkerConfig(Section):
-    """One worker process."""
-
-    #: Jobs get this long to end after SIGTERM, then what decodes moves to another worker. With
-    #: two heartbeats, a second for goodbyes and three to close, the process is gone within 35 s.
-    drain_s: Annotated[float, Field(gt=0, le=28, allow_inf_nan=False)] = 28.0
-    #: Jobs wait for an engine that has finished nothing for so long: it hangs. A unit of work (a
-    #: block of prefill, a step of decode) takes 0.02 s at the longest context, and shared
-    #: processors make it ten times that.
-    engine_stall_s: PositiveSeconds = 5.0
-
-
 class LimitsConfig(Section):
     """Bounds of one router."""
 
@@ -159,6 +156,9 @@ class LimitsConfig(Section):
     prefill_accept_timeout_s: PositiveSeconds = 1.5
     #: No frame from a decode worker for this long while it waits for KV or computes: it is lost.
     decode_idle_timeout_s: PositiveSeconds = 4.0
+    #: A worker says at once where a cached prefix can be copied from; without an answer the prefill
+    #: computes it.
+    prefix_ask_timeout_s: PositiveSeconds = 0.5
     #: A decode worker with nothing to say yet says that it is alive.
     alive_interval_s: PositiveSeconds = 1.0
     #: No token for this long in the middle of a stream, however alive the worker says it is: its
@@ -305,29 +305,10 @@ class DatacenterConfig(Section):
     name: SiteName
     prefill_workers: Annotated[int, Field(ge=0, le=64)] = 0
     decode_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    #: Its workers change their role, or lend a share of their time, when the planner asks them to.
+    convertible: bool = False
     #: Address that workers listen on and are reached at.
     host: str = "127.0.0.1"
-
-
-class LinkConfig(Section):
-    """A directed pair of datacenters."""
-
-    from_datacenter: SiteName
-    to_datacenter: SiteName
-    #: Budget in megabits per second; senders never exceed it.
-    capacity_mbit_per_s: Annotated[float, Field(gt=0, le=1e7)]
-    #: Delay that senders add to KV bytes, to stand for distance on one machine. 0 on real links.
-    emulated_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
-
-    @property
-    def link_id(self) -> str:
-        """The link's name in keys, records and metrics."""
-        return f"{self.from_datacenter}>{self.to_datacenter}"
-
-    @property
-    def capacity_bps(self) -> float:
-        """Capacity in bits per second."""
-        return self.capacity_mbit_per_s * 1e6
 
 
 class FleetConfig(Section):
@@ -338,10 +319,13 @@ class FleetConfig(Section):
     model: ModelConfig = ModelConfig()
     datacenters: Annotated[tuple[DatacenterConfig, ...], Field(min_length=1, max_length=64)]
     links: tuple[LinkConfig, ...] = ()
+    #: Tenants whose prompts and KV may not be everywhere.
+    tenants: Annotated[tuple[TenantConfig, ...], Field(max_length=10_000)] = ()
     limits: LimitsConfig = LimitsConfig()
     store: StoreConfig = StoreConfig()
     heartbeat: HeartbeatConfig = HeartbeatConfig()
     health: HealthConfig = HealthConfig()
+    planner: PlannerConfig = PlannerConfig()
     kv: KvConfig = KvConfig()
     worker: WorkerConfig = WorkerConfig()
 
@@ -361,6 +345,25 @@ class FleetConfig(Section):
             if link.link_id in seen:
                 raise ValueError(f"link {link.link_id} is there twice")
             seen.add(link.link_id)
+        return self
+
+    @model_validator(mode="after")
+    def _tenants_have_places(self) -> Self:
+        sites = [site.name for site in self.datacenters]
+        seen: set[str] = set()
+        for tenant in self.tenants:
+            unknown = sorted(set(tenant.datacenters) - set(sites))
+            if unknown:
+                raise ValueError(
+                    f"tenant {tenant.name!r} names {unknown}, which are not in {sites}"
+                )
+            marks = {
+                f"name {tenant.name!r}",
+                *(f"token {one[:8]}..." for one in tenant.tokens_sha256),
+            }
+            if marks & seen:
+                raise ValueError(f"tenants: {', '.join(sorted(marks & seen))} is there twice")
+            seen |= marks
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -55,11 +55,41 @@ class HealthConfig(Section):
     link_sources_max: Annotated[int, Field(ge=1, le=100)] = 2
     link_hold_s: PositiveSeconds = 2.0
     link_hold_s_max: PositiveSeconds = 60.0
+    #: Links into the router's datacenter, and others in use, are probed so often, +- 20 %: a cut is
+    #: found within one such time and one timeout, in less than 2 s.
+    link_probe_interval_s: PositiveSeconds = 0.5
+    #: Connecting and one answer over a link; three round trips of the longest there is.
+    link_probe_timeout_s: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1.0
+    #: After a hold, a link of which no probe says anything for so long is tried by a request.
+    link_untold_s: PositiveSeconds = 3.0
     #: Without the store, a link over which nothing moved for so long is not trusted.
     link_measured_s: PositiveSeconds = 10.0
+    #: A link whose bandwidth is used by this part is scarce: caches are judged apart and nothing is
+    #: copied over it. It is abundant again below the lower mark, so that the choice does not flap.
+    link_scarce_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.9
+    link_abundant_utilisation: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    #: So is one whose promised bytes need so many seconds, until they need no more than the second:
+    #: transfers that long are seen in the time to the first token.
+    link_scarce_backlog_s: PositiveSeconds = 2.0
+    link_abundant_backlog_s: PositiveSeconds = 0.5
+    #: It stays what it has become for so long: several transfers, and a few heartbeats.
+    link_scarce_dwell_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
     #: While the store is away, each worker is asked so often; +- 20 %, so that routers spread.
     probe_interval_s: PositiveSeconds = 1.0
     #: An answer that takes longer is none.
     probe_timeout_s: PositiveSeconds = 0.5
     #: Workers asked at the same time.
     probes_max: Annotated[int, Field(ge=1, le=1024)] = 32
+
+    @model_validator(mode="after")
+    def _scarcity_does_not_flap(self) -> Self:
+        for lower, upper in (
+            ("link_abundant_utilisation", "link_scarce_utilisation"),
+            ("link_abundant_backlog_s", "link_scarce_backlog_s"),
+        ):
+            if getattr(self, lower) >= getattr(self, upper):
+                raise ValueError(
+                    f"{lower} = {getattr(self, lower):g} must be less than {upper} = "
+                    f"{getattr(self, upper):g}, or a link is scarce and abundant by turns"
+                )
+        return self

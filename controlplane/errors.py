@@ -13,7 +13,9 @@ PrfaasError                  code                    status  retryable
 │   ├── RequestTooLarge      request_too_large       413
 │   ├── RequestQuarantined   request_quarantined     422
 │   ├── KeyInUse             idempotency_key_in_use  409     yes
-│   └── KeyMismatch          idempotency_key_reused  422
+│   ├── KeyMismatch          idempotency_key_reused  422
+│   ├── ConflictingChange    conflicting_change      409     yes
+│   └── ForeignPage          foreign_page            403
 ├── CapacityError            nothing to run it on now
 │   ├── Shed                 shed_overload           429     yes
 │   ├── NoCandidate          no_candidate            503     yes
@@ -23,6 +25,7 @@ PrfaasError                  code                    status  retryable
 │   ├── WorkerLost           worker_lost             503     yes
 │   ├── WorkerRefused        worker_refused          503     yes
 │   ├── WorkerTimeout        worker_timeout          504     yes
+│   ├── RoleRefused          role_refused            409
 │   ├── TransferError        the KV path
 │   │   ├── LinkDown         link_down               502     yes
 │   │   ├── LinkStalled      link_stalled            504     yes
@@ -143,6 +146,21 @@ class KeyMismatch(RequestError):
     http_status = 422
 
 
+class ConflictingChange(RequestError):
+    """A document was changed by somebody else meanwhile; read it again."""
+
+    code = "conflicting_change"
+    http_status = 409
+    is_retryable = True
+
+
+class ForeignPage(RequestError):
+    """A browser sends a change for a page of another origin, or not as JSON."""
+
+    code = "foreign_page"
+    http_status = 403
+
+
 class CapacityError(PrfaasError):
     """Nothing to run it on now."""
 
@@ -202,6 +220,26 @@ class WorkerTimeout(PeerError):
 
     code = "worker_timeout"
     http_status = 504
+
+
+class RoleRefused(PeerError):
+    """A worker does not change its role now."""
+
+    code = "role_refused"
+    http_status = 409
+    is_retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "role_busy",
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        #: One of those that `controlplane.wire.RoleReply` lists; what the worker's answer says as code.
+        self.reason = reason
 
 
 class TransferError(PeerError):

@@ -15,6 +15,7 @@ from router_builders import SCOPE, MemoryRouter, a_router
 from controlplane.config import LimitsConfig
 from controlplane.edge.listener import Listener, listen_to_clients
 from controlplane.edge.requests import ModelFacts
+from controlplane.edge.residency import Residency
 from controlplane.edge.server import EdgeServer, Readiness
 from controlplane.edge.tokenizers import tokenizer_for
 
@@ -87,6 +88,7 @@ async def an_edge(*, context_tokens_max: int = 4096, **limits: Any) -> AsyncIter
             models=lambda: {"m": facts},
             readiness=lambda: Readiness(is_ready=edge.is_ready, details={"store": "ok"}),
             executor=executor,
+            residency=Residency(("east", "west")),
         )
         listener = await listen_to_clients(
             stack,

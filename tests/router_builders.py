@@ -40,6 +40,13 @@ from controlplane.wire import (
 from policies.api import Policy
 from policies.prfaas import PrfaasParameters, PrfaasPolicy
 
+#: The bare rule, so that a test knows where a request goes whatever waits there.
+THRESHOLD_ALONE: Mapping[str, Any] = {
+    "threshold_tokens": 64,
+    "spills_home": False,
+    "spills_away": False,
+}
+
 SCOPE = "scope"
 BLOCK = 16
 
@@ -222,8 +229,8 @@ class MemoryRouter:
             tracker=self.tracker,
             recorder=self.recorder,
             metrics=self.metrics,
-            policy=policy or PrfaasPolicy(PrfaasParameters(threshold_tokens=64)),
-            policy_parameters={"threshold_tokens": 64} if policy is None else {},
+            policy=policy or PrfaasPolicy(PrfaasParameters.model_validate(THRESHOLD_ALONE)),
+            policy_parameters=THRESHOLD_ALONE if policy is None else {},
             clock=self.clock,
             seeds=Random(0),
         )

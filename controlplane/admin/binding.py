@@ -25,6 +25,10 @@ def _pairs(value: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {json.dumps(part)}" for name, part in value.items()) or "none"
 
 
+def _list(value: Sequence[str]) -> str:
+    return ", ".join(value) or "none"
+
+
 def _speed(value: float) -> str:
     return f"{count(1 / value)} tok/s" if value > 0 else NOTHING
 
@@ -44,6 +48,7 @@ FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "percent": percent,
     "clock": clock,
     "pairs": _pairs,
+    "list": _list,
     "speed": _speed,
     "step": _step,
 }

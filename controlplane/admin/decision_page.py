@@ -11,6 +11,7 @@ from controlplane.admin.decisions import FoundDecision
 from controlplane.admin.explain import CandidateRow, candidate_rows, omitted_words, sentence
 from controlplane.admin.layout import brand, document
 from controlplane.admin.markup import Content, Html, tag
+from controlplane.admin.notes import TITLES, Topic, notes
 from controlplane.admin.phases import Phase, phases
 from controlplane.admin.text import NOTHING, count, date_and_clock, seconds, size, words
 from controlplane.router.records import Attempt, DecisionRecord
@@ -128,7 +129,16 @@ def _attempt(record: DecisionRecord, number: int) -> Html:
         tag("h3", "For decode"),
         _table(_DECODE_LABELS, decode, "Decode candidates", numbers_from=2),
         tag("p", f"{omitted}.") if omitted else (),
+        [_notes(record, number, topic) for topic in TITLES],
     )
+
+
+def _notes(record: DecisionRecord, number: int, topic: Topic) -> Content:
+    """What is to be said about one topic; nothing when there is nothing."""
+    said = [note.text for note in notes(record) if (note.attempt, note.topic) == (number, topic)]
+    if not said:
+        return ()
+    return (tag("h3", TITLES[topic]), tag("ul", [tag("li", text) for text in said]))
 
 
 def _basis(attempt: Attempt) -> str:

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from controlplane.admin.layout import page_response
 from controlplane.admin.markup import tag
 from controlplane.admin.text import words
-from controlplane.errors import MethodNotAllowed, PrfaasError, UnknownRoute
+from controlplane.errors import MethodNotAllowed, PrfaasError, RequestTooLarge, UnknownRoute
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,12 +52,12 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _answer(request, error)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        refusal = MethodNotAllowed(
-            f"{quoted(request.method)} is not taken here: this API only reads, with GET"
-        )
+        refusal = MethodNotAllowed(f"{quoted(request.method)} is not taken here, only {allowed}")
         response = _answer(request, refusal)
         response.headers[hdrs.ALLOW] = allowed
         return response
+    except web.HTTPRequestEntityTooLarge as error:
+        return _answer(request, RequestTooLarge(f"the body is too large: {error.text}"))
     except web.HTTPNotFound:
         return _answer(
             request,

@@ -1,4 +1,4 @@
-"""Handlers of the admin listener: read-only, and never in the way of a request."""
+"""Handlers of the admin listener: never in the way of a request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from dataclasses import asdict
 from importlib import resources
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic_core import to_json, to_jsonable_python
 
@@ -17,12 +18,14 @@ from controlplane.admin.explain import candidate_rows, sentence
 from controlplane.admin.gauges import refresh_gauges
 from controlplane.admin.layout import html_response
 from controlplane.admin.link_meter import LinkMeter
+from controlplane.admin.notes import notes
 from controlplane.admin.phases import phases
+from controlplane.admin.policies import all_parameters, change_policy, policy_document
 from controlplane.admin.problems import quoted
 from controlplane.admin.state import RouterFacts, WorkerHoldings, state_document
 from controlplane.admin.status_page import SHOWN_DECISIONS, status_page
 from controlplane.config import FleetConfig
-from controlplane.errors import MalformedRequest, UnknownDecision, UnknownRoute
+from controlplane.errors import ForeignPage, MalformedRequest, UnknownDecision, UnknownRoute
 from controlplane.router.services import Services
 
 _LIMIT_DEFAULT: Final = 50
@@ -73,8 +76,25 @@ class Routes:
                 "explanation": sentence(found.record),
                 "candidates": candidate_rows(found.record),
                 "phases": phases(found.record),
+                "notes": notes(found.record),
             }
         )
+
+    async def policy(self, request: web.Request) -> web.StreamResponse:
+        """The live policy, its shadows, past changes, and all that are installed."""
+        _only_parameters(request)
+        return _json(await policy_document(self._services))
+
+    async def put_policy(self, request: web.Request) -> web.StreamResponse:
+        """Change the live policy of all routers."""
+        _only_parameters(request)
+        _check_origin(request)
+        return _json(await change_policy(self._services, await request.read()))
+
+    async def plan(self, request: web.Request) -> web.StreamResponse:
+        """The plan that policies see now; null when there is none."""
+        _only_parameters(request)
+        return _json({"plan": self._services.tracker.view().plan})
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """Metrics as Prometheus text."""
@@ -134,16 +154,15 @@ class Routes:
         beats = {worker.worker_id: tracker.beat(worker.worker_id) for worker in view.workers}
         states = tracker.states()
         bytes_total = tracker.link_bytes_total()
-        parameters = services.policy.parameters_model.model_validate(
-            dict(services.policy_parameters)
-        )
         in_flight = services.metrics.registry.get_sample_value("prfaas_requests_in_flight")
         facts = RouterFacts(
             router_id=services.router_id,
             fleet=self._fleet.name,
             datacenters=self._datacenters,
             policy=services.policy.name,
-            policy_parameters=parameters.model_dump(mode="json"),
+            policy_parameters=all_parameters(services),
+            policy_version=services.policy_version,
+            shadows=[named.policy.name for named in services.shadows.policies],
             is_store_away=tracker.is_store_away,
             view_age_s=tracker.age_s(),
             requests_in_flight=int(in_flight or 0),
@@ -179,6 +198,19 @@ def _only_parameters(request: web.Request, *known: str) -> None:
             )
         if len(request.query.getall(name)) > 1:
             raise MalformedRequest(f"{name} is there more than once", param=name)
+
+
+def _check_origin(request: web.Request) -> None:
+    """
+    Let no page of another site change anything through the browser of somebody who may.
+
+    A form cannot send JSON, and a script that does so says where it comes from.
+    """
+    if request.content_type != "application/json":
+        raise ForeignPage("send the change as JSON, with content-type: application/json")
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        raise ForeignPage(f"pages of {quoted(origin)} may not change anything here")
 
 
 def _limit(request: web.Request) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from controlplane.domain.cluster import ClusterView, LinkView, Role, WorkerView
 from controlplane.domain.health import WorkerState
 from controlplane.domain.modes import MODES
+from controlplane.domain.plan import NEVER_TOKENS, Plan
 
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
@@ -47,6 +48,10 @@ class RouterFacts:
     link_bytes_total: Mapping[str, int]
     #: By link id; None while it is not known.
     link_egress_bps: Mapping[str, float | None]
+    #: Of the document that named it; 0 for the configuration's.
+    policy_version: int = 0
+    #: Names of the policies that answer beside it.
+    shadows: Sequence[str] = ()
 
 
 def state_document(view: ClusterView, facts: RouterFacts) -> dict[str, Any]:
@@ -68,7 +73,13 @@ def state_document(view: ClusterView, facts: RouterFacts) -> dict[str, Any]:
             "prefix_trust": view.prefix_trust,
         },
         "store": {"status": "away" if facts.is_store_away else "ok"},
-        "policy": {"name": facts.policy, "parameters": dict(facts.policy_parameters)},
+        "policy": {
+            "name": facts.policy,
+            "parameters": dict(facts.policy_parameters),
+            "version": facts.policy_version,
+            "shadows": list(facts.shadows),
+        },
+        "plan": _plan(view.plan),
         "datacenters": [_datacenter(name, view, facts) for name in names],
         "links": [_link(link, facts) for link in view.links],
     }
@@ -93,6 +104,29 @@ def queue(workers: Iterable[WorkerView]) -> dict[str, int]:
         "pending_tokens": sum(worker.pending_tokens for worker in known),
         "slots": sum(worker.slots for worker in known),
         "requests_max": sum(worker.requests_max for worker in known),
+    }
+
+
+def _plan(plan: Plan | None) -> dict[str, Any]:
+    """The plan in short; `GET /admin/v1/plan` has it whole."""
+    if plan is None:
+        return {"version": 0, "summary": "none", "threshold_tokens": {}}
+    thresholds = {
+        link: None if tokens >= NEVER_TOKENS else round(tokens)
+        for link, tokens in plan.threshold_tokens.items()
+    }
+    listed = ", ".join(
+        f"{link} {'never' if tokens is None else f'over {tokens} tokens'}"
+        for link, tokens in thresholds.items()
+    )
+    return {
+        "version": plan.version,
+        "summary": f"#{plan.version}: {listed or 'no link'}; load {plan.load:.0%}, limit: "
+        f"{plan.bottleneck}",
+        "threshold_tokens": thresholds,
+        "load_ratio": plan.load,
+        "throughput_per_s": plan.throughput_per_s,
+        "bottleneck": plan.bottleneck,
     }
 
 
@@ -148,6 +182,7 @@ def _link(link: LinkView, facts: RouterFacts) -> dict[str, Any]:
         "to_datacenter": link.to_datacenter,
         "capacity_bps": link.capacity_bps,
         "goodput_bps": link.goodput_bps,
+        "rate_bps": link.rate_bps,
         "rtt_s": link.rtt_s,
         "is_down": link.is_down,
         "is_measured": link.is_measured,

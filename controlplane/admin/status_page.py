@@ -56,6 +56,8 @@ def _header(item: Item) -> Html:
         ),
         ("Policy", show(item, "policy.name")),
         ("Parameters", show(item, "policy.parameters", "pairs")),
+        ("Shadows", show(item, "policy.shadows", "list")),
+        ("Plan", show(item, "plan.summary")),
         ("Router", show(item, "router.router_id")),
     )
     return tag(

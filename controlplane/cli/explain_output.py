@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controlplane.admin.explain import CandidateRow
+from controlplane.admin.notes import TITLES, Note
 from controlplane.admin.phases import Phase
 from controlplane.admin.text import NOTHING, count, seconds, size
 
@@ -39,6 +40,8 @@ class Explained:
     explanation: str
     candidates: tuple[CandidateRow, ...]
     phases: tuple[Phase, ...]
+    #: Not from routers before 0.4.
+    notes: tuple[Note, ...] = ()
 
 
 def plain(text: str) -> str:
@@ -87,6 +90,15 @@ def print_explained(explained: Explained, console: Console) -> None:
                 console.print(*map(_lines, found), sep="")
             else:
                 console.print(_candidates(title, found, terms))
+        for topic, topic_title in TITLES.items():
+            said = [
+                note.text
+                for note in explained.notes
+                if (note.attempt, note.topic) == (attempt, topic)
+            ]
+            if said:
+                console.print(Text(f"{topic_title}{suffix}", "bold"))
+                console.print(*[Padding(Text(plain(text)), (0, 0, 0, 1)) for text in said], "")
     if explained.phases:
         console.print(_course(explained.phases, is_ascii=console.options.ascii_only))
 

@@ -13,16 +13,18 @@ ANONYMOUS: Final = "anonymous"
 
 TIMEOUT_HEADER: Final = "x-request-timeout"
 KEY_HEADER: Final = "idempotency-key"
+TTFT_DEADLINE_HEADER: Final = "x-prfaas-ttft-deadline-ms"
 
 #: Seconds with up to three decimals: no sign, no exponent, no infinity.
 _SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
+_MILLISECONDS: Final = re.compile(r"[0-9]{1,9}")
 #: Printable ASCII without the space, whose place at the ends a proxy may change.
 _KEY: Final = re.compile(r"[!-~]{1,255}")
 
 _TENANT_DIGITS: Final = 32
 
 
-class _Headers(Protocol):
+class Headers(Protocol):
     """Headers of a request, names in any case."""
 
     def getall(self, key: str, default: list[str]) -> list[str]:
@@ -42,10 +44,16 @@ def tenant_of(authorization: str | None, user: str | None, *, salt: str) -> str:
     Returns:
         A digest of 32 hexadecimal digits, or "anonymous".
     """
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return _digest("token", token.strip(), salt)
+    token = bearer_token(authorization)
+    if token is not None:
+        return _digest("token", token, salt)
     return _digest("user", user, salt) if user else ANONYMOUS
+
+
+def bearer_token(authorization: str | None) -> str | None:
+    """The token of an `Authorization` header, if it has one. Pure."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return (token.strip() or None) if scheme.lower() == "bearer" else None
 
 
 def _digest(kind: str, name: str, salt: str) -> str:
@@ -54,14 +62,14 @@ def _digest(kind: str, name: str, salt: str) -> str:
     return sha256(text).hexdigest()[:_TENANT_DIGITS]
 
 
-def timeout_of(headers: _Headers, *, longest_s: float) -> float:
+def timeout_of(headers: Headers, *, longest_s: float) -> float:
     """
     Seconds that the request may take: what the client asks for, or the most there is. Pure.
 
     Raises:
         MalformedRequest: Not a number of seconds above 0 and up to `longest_s`.
     """
-    given = _only(headers, TIMEOUT_HEADER)
+    given = single(headers, TIMEOUT_HEADER)
     if given is None:
         return longest_s
     seconds = float(given) if _SECONDS.fullmatch(given) else 0.0
@@ -74,7 +82,27 @@ def timeout_of(headers: _Headers, *, longest_s: float) -> float:
     return seconds
 
 
-def idempotency_key_of(headers: _Headers, *, tenant: str) -> str | None:
+def ttft_deadline_of(headers: Headers, *, longest_s: float) -> float | None:
+    """
+    Seconds within which the client wants its first token, or None without a wish. Pure.
+
+    Raises:
+        MalformedRequest: Not a whole number of milliseconds from 1 up to `longest_s`.
+    """
+    given = single(headers, TTFT_DEADLINE_HEADER)
+    if given is None:
+        return None
+    longest_ms = int(longest_s * 1000)
+    milliseconds = int(given) if _MILLISECONDS.fullmatch(given) else 0
+    if not 0 < milliseconds <= longest_ms:
+        raise MalformedRequest(
+            f"{TTFT_DEADLINE_HEADER}: expected milliseconds, a whole number from 1 to {longest_ms}",
+            param=TTFT_DEADLINE_HEADER,
+        )
+    return milliseconds / 1000
+
+
+def idempotency_key_of(headers: Headers, *, tenant: str) -> str | None:
     """
     The name under which a request is known when it is sent again, or None without one. Pure.
 
@@ -85,7 +113,7 @@ def idempotency_key_of(headers: _Headers, *, tenant: str) -> str | None:
     Raises:
         MalformedRequest: Not 1 to 255 visible ASCII characters.
     """
-    given = _only(headers, KEY_HEADER)
+    given = single(headers, KEY_HEADER)
     if given is None:
         return None
     if not _KEY.fullmatch(given):
@@ -96,7 +124,7 @@ def idempotency_key_of(headers: _Headers, *, tenant: str) -> str | None:
     return sha256(f"{len(tenant)}:{tenant}:{given}".encode("ascii")).hexdigest()
 
 
-def _only(headers: _Headers, name: str) -> str | None:
+def single(headers: Headers, name: str) -> str | None:
     """
     The value of a header that may stand once.
 

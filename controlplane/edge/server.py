@@ -24,8 +24,10 @@ from controlplane.edge.client_headers import (
     idempotency_key_of,
     tenant_of,
     timeout_of,
+    ttft_deadline_of,
 )
 from controlplane.edge.requests import ModelFacts, ParsedRequest, parse_request
+from controlplane.edge.residency import Residency
 from controlplane.edge.sink import StreamSink, WholeSink
 from controlplane.errors import InternalError, PrfaasError, RequestTooLarge, UnknownModel
 from controlplane.router.dispatcher import Dispatcher
@@ -56,6 +58,7 @@ class EdgeServer:
         readiness: Callable[[], Readiness],
         executor: Executor,
         tenant_salt: str = "",
+        residency: Residency | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._limits = limits
@@ -63,6 +66,7 @@ class EdgeServer:
         self._readiness = readiness
         self._executor = executor
         self._tenant_salt = tenant_salt
+        self._residency = residency or Residency(())
         self._answers = ErrorAnswers(retry_after_max_s=limits.retry_after_max_s)
 
     def application(self) -> web.Application:
@@ -98,11 +102,11 @@ class EdgeServer:
         at = time.time()
         request_id = request[REQUEST_ID]
         timeout_s = timeout_of(request.headers, longest_s=self._limits.request_timeout_s)
+        ttft_deadline_s = ttft_deadline_of(request.headers, longest_s=timeout_s)
         body = await self._read(request)
         parsed = await self._parse(kind, body)
-        tenant = tenant_of(
-            request.headers.get(hdrs.AUTHORIZATION), parsed.user, salt=self._tenant_salt
-        )
+        authorization = request.headers.get(hdrs.AUTHORIZATION)
+        tenant = tenant_of(authorization, parsed.user, salt=self._tenant_salt)
         shape = OutputShape(
             kind=kind,
             response_id=_PREFIX[kind] + request_id.removeprefix("req-"),
@@ -129,6 +133,10 @@ class EdgeServer:
             idempotency_key=idempotency_key_of(request.headers, tenant=tenant),
             digest=parsed.digest,
             tenant=tenant,
+            allowed_datacenters=self._residency.allowed(
+                request.headers, authorization, parsed.user
+            ),
+            ttft_deadline_s=ttft_deadline_s,
         )
         if parsed.is_stream:
             return await self._stream(request, incoming)

@@ -39,6 +39,30 @@ class RouterMetrics:
             buckets=_FAST_SECONDS,
             registry=registry,
         )
+        self.policy_faults_total = Counter(
+            "prfaas_policy_faults_total",
+            "Decisions that local_only made, because the live policy failed.",
+            ["policy"],
+            registry=registry,
+        )
+        self.plugin_failures_total = Counter(
+            "prfaas_plugin_failures_total",
+            "Failures of a live policy's filters, scorers and pickers.",
+            ["plugin"],
+            registry=registry,
+        )
+        self.shadow_decisions_total = Counter(
+            "prfaas_shadow_decisions_total",
+            "Answers of shadow policies: the same placement, another one, or none.",
+            ["policy", "answer"],
+            registry=registry,
+        )
+        self.documents_refused_total = Counter(
+            "prfaas_documents_refused_total",
+            "Published policies and plans that this router could not use.",
+            ["topic"],
+            registry=registry,
+        )
         self.ttft_seconds = Histogram(
             "prfaas_request_ttft_seconds",
             "First byte of the request accepted to first output token sent.",
@@ -159,6 +183,12 @@ class RouterMetrics:
             "prfaas_probes_total",
             "Workers asked while the store was away: answered, mute, refused, silent.",
             ["result"],
+            registry=registry,
+        )
+        self.link_probes_total = Counter(
+            "prfaas_link_probes_total",
+            "Ways over a link that were probed from both ends: answered, silent, unknown.",
+            ["from_dc", "to_dc", "result"],
             registry=registry,
         )
         self.workers = Gauge("prfaas_workers", "Live workers.", ["dc", "role"], registry=registry)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Final, TypeAlias
 
 from controlplane.config import LimitsConfig
 from controlplane.domain.cluster import ClusterView
 from controlplane.domain.fair_queue import FairQueue, Pace, time_to_place_s
+from controlplane.domain.sites import sites_of
 from controlplane.errors import DeadlineExceeded, Shed
 from controlplane.observe.metrics import RouterMetrics
 
@@ -227,9 +229,13 @@ def decode_places(view: ClusterView, *, requests_max: int) -> int:
 
     At least 1: when no worker is left, a request must be let in to be told so. Pure.
     """
-    taken = sum(
-        worker.requests_max
-        for worker in view.workers
-        if worker.role == "decode" and not worker.is_draining
-    )
-    return max(1, min(requests_max, taken))
+    taken = 0
+    for site in sites_of(view):
+        for pool in site.pools:
+            if pool.kind.role != "decode":
+                continue
+            for worker in chain(pool.able, *pool.out.values()):
+                taken += 0 if worker.is_draining else worker.requests_max
+                if taken >= requests_max:
+                    return max(1, requests_max)
+    return max(1, taken)

@@ -16,6 +16,7 @@ from controlplane.router.quarantine import Quarantine
 from controlplane.router.recorder import Recorder
 from controlplane.router.retry_budget import RetryBudget
 from controlplane.router.services import Services
+from controlplane.router.shadows import InlineRunner, Runner, Shadows
 from controlplane.router.view import ViewTracker
 from controlplane.router.workers import WorkerClient
 from controlplane.store.api import StateStore
@@ -36,6 +37,7 @@ def assemble(
     clock: Callable[[], float],
     seeds: Random,
     store_wait_s: float = StoreConfig().call_timeout_s,
+    shadow_runner: Runner | None = None,
 ) -> Dispatcher:
     """
     A dispatcher with everything its flights share, which is its `services`.
@@ -74,7 +76,7 @@ def assemble(
         quarantine=Quarantine(
             deaths_max=limits.quarantine_deaths,
             window_s=limits.quarantine_s,
-            workers=lambda: len(tracker.view().workers),
+            workers=lambda: tracker.view().size,
             clock=clock,
         ),
         keys=KeyKeeper(
@@ -85,6 +87,7 @@ def assemble(
             keep_s=limits.key_keep_s,
             clock=clock,
         ),
+        shadows=Shadows(metrics, shadow_runner or InlineRunner(), clock=clock),
     )
     budget = services.retry_budget
     metrics.retries_waiting.set_function(lambda: budget.waiting)

@@ -48,5 +48,7 @@ def refusal_of(beat: WorkerBeat) -> BeatRefusal | None:
 
 def _is_absurd(report: LinkReport) -> bool:
     return (
-        report.goodput_bps > _BPS_MAX or report.rtt_s > _STEP_S_MAX or report.bytes_total > 1 << 60
+        report.goodput_bps > _BPS_MAX
+        or report.rtt_s > _STEP_S_MAX
+        or max(report.bytes_total, report.arrived_bytes_total) > 1 << 60
     )

@@ -67,6 +67,8 @@ class Dispatcher:
             asyncio.CancelledError: The client left; everything the request held is given back.
         """
         self._check_welcome(incoming)
+        if self._services.traffic is not None:
+            self._services.traffic.arrived()
         keys = self._services.keys
         with self._counted():
             async with (

@@ -47,6 +47,7 @@ class ViewFeed:
         *,
         on_blamed: Callable[[Blamed], None] | None = None,
         on_published: Callable[[Published], None] | None = None,
+        on_synced: Callable[[], None] | None = None,
     ) -> None:
         """
         Follow nothing yet.
@@ -57,12 +58,14 @@ class ViewFeed:
             clock: Monotonic seconds.
             on_blamed: Told of each request that a worker died of, wherever it ran.
             on_published: Told of each new version of a document.
+            on_synced: Told when everything has been read anew: events may have been missed.
         """
         self._store = store
         self._tracker = tracker
         self._clock = clock
         self._on_blamed = on_blamed
         self._on_published = on_published
+        self._on_synced = on_synced
         #: The first snapshot has been taken.
         self.is_synced = asyncio.Event()
 
@@ -92,6 +95,8 @@ class ViewFeed:
             self._tracker.apply_snapshot(replace(snapshot, beats=part))
             await asyncio.sleep(0)
         self.is_synced.set()
+        if self._on_synced is not None:
+            self._on_synced()
         return snapshot.cursor
 
     async def _follow(self, cursor: Cursor) -> None:

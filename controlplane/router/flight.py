@@ -13,7 +13,6 @@ from dataclasses import replace
 from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView
 from controlplane.domain.decision import Placement, RequestFeatures
-from controlplane.domain.prefix import BlockHash, block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
     PeerError,
@@ -22,12 +21,13 @@ from controlplane.errors import (
     WorkerTimeout,
     WorkerUnreached,
 )
+from controlplane.router import jobs
 from controlplane.router.autopsy import Autopsy, Case
 from controlplane.router.holdings import Holdings
 from controlplane.router.incoming import Incoming
-from controlplane.router.jobs import answer_headers, decode_job, final_error, prefill_job, terms_of
 from controlplane.router.output import Output, Taken
-from controlplane.router.records import Attempt, DecisionRecord, Timeline
+from controlplane.router.prefixes import find_prefix
+from controlplane.router.records import Attempt, Timeline
 from controlplane.router.services import Services
 from controlplane.router.sink import ClientLeftError, ClientSink
 from controlplane.router.workers import DecodeStream
@@ -63,7 +63,7 @@ class Flight:
         self._sink = sink
         self._sequence = sequence
         self.life, self._todo = life.begin(
-            terms_of(
+            jobs.terms_of(
                 incoming,
                 services.limits,
                 can_wait=services.coalescing.is_worth(len(incoming.tokens)),
@@ -98,7 +98,7 @@ class Flight:
     @property
     def headers(self) -> dict[str, str]:
         """Headers that say who served the request, as far as it got."""
-        return answer_headers(self._incoming, self._placement)
+        return jobs.answer_headers(self._incoming, self._placement)
 
     # --- The loop -----------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class Flight:
         incoming, services = self._incoming, self._services
         view = services.tracker.view()
         tokens, resumed_tokens = self._tokens(), len(self._output)
-        hashes = self._hashes(tokens)
+        hashes = jobs.hashes_of(incoming, tokens)
         features = RequestFeatures(
             request_id=incoming.request_id,
             model=incoming.output.model,
@@ -244,6 +244,8 @@ class Flight:
             prefix_hits=services.hits(hashes, block_tokens=incoming.block_tokens),
             excluded=tuple(name for name in excluded if self._has_tried(view.worker(name))),
             resumed_tokens=resumed_tokens,
+            allowed_datacenters=incoming.allowed_datacenters,
+            ttft_deadline_s=incoming.ttft_left_s(services.clock(), resumed_tokens),
         )
         attempt = services.decide(features)
         self._attempts.append(attempt)
@@ -259,7 +261,8 @@ class Flight:
         for worker in (self._prefill, self._decode):
             self._tried[worker.worker_id] = worker.incarnation
         self._output_at_begin, self._was_reached = resumed_tokens, True
-        self._holdings.claim(placement, prediction, self._prefill, self._decode)
+        source = view.worker(placement.copy_from_worker or "")
+        self._holdings.claim(placement, prediction, self._prefill, self._decode, source)
         if services.coalescing.is_worth(prediction.uncached_tokens):
             self._holdings.lead(hashes, incoming.block_tokens, placement.prefill_worker)
         return life.Placed(placement.prefill_worker, placement.decode_worker)
@@ -288,13 +291,15 @@ class Flight:
         assert self._prefill is not None
         assert self._decode is not None
         tokens = self._tokens()
-        job = prefill_job(
+        prefix = await self._find_prefix(tokens)
+        job = jobs.prefill_job(
             self._incoming,
             self._job_id,
             tokens,
             prefill=self._prefill,
             decode=self._decode,
             remaining_s=self._remaining_s(),
+            prefix=prefix,
         )
         try:
             self._location = await self._services.workers.prefill(self._prefill.url, job, tokens)
@@ -311,11 +316,27 @@ class Flight:
         self._times["prefill_accepted_s"] = self._elapsed_s()
         return life.PrefillAccepted()
 
+    async def _find_prefix(self, tokens: TokenIds) -> KvLocation | None:
+        """Where the prefix that the placement copies can be read; the record says what was asked."""
+        attempt = self._attempts[-1]
+        found = await find_prefix(
+            self._services.workers,
+            self._incoming,
+            attempt.decision,
+            attempt.view,
+            job_id=self._job_id,
+            tokens=tokens,
+        )
+        if found is None:
+            return None
+        self._attempts[-1] = replace(attempt, copy=found.step)
+        return found.location
+
     async def _start_decode(self) -> life.Event:
         assert self._decode is not None
         assert self._location is not None
         tokens = self._tokens()
-        job = decode_job(
+        job = jobs.decode_job(
             self._incoming,
             self._job_id,
             tokens,
@@ -392,6 +413,7 @@ class Flight:
             await self._sink.write(taken.content)
         if isinstance(taken.end, life.StreamEnded):
             self._answered, self._report = taken.end, taken.report
+            self._holdings.judge_copy(self._attempts[-1].copy, taken.report)
             is_whole = not self._incoming.output.is_stream
             if is_whole and taken.report is not None and len(self._attempts) == 1:
                 # It came at once; its first token was earlier, as its worker has measured.
@@ -428,7 +450,7 @@ class Flight:
     # --- Ends ---------------------------------------------------------------------------------
 
     def _error(self, code: str) -> PrfaasError:
-        return final_error(code, attempts=len(self._attempts), detail=self._failure)
+        return jobs.final_error(code, attempts=len(self._attempts), detail=self._failure)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
@@ -438,16 +460,9 @@ class Flight:
     def _finish(self, outcome: str, code: str) -> None:
         reservation = self._holdings.finish()
         self._close_stream()
-        incoming = self._incoming
-        record = DecisionRecord(
-            decision_id=incoming.decision_id,
-            request_id=incoming.request_id,
-            client_request_id=incoming.client_request_id,
+        record = jobs.record_of(
+            self._incoming,
             router=self._services.router_id,
-            at=incoming.at,
-            kind=incoming.output.kind,
-            model=incoming.output.model,
-            is_stream=incoming.output.is_stream,
             outcome=outcome,
             code=code,
             detail=self._failure if outcome != "done" else "",
@@ -471,19 +486,7 @@ class Flight:
 
     def _tokens(self) -> TokenIds:
         """The prompt, and the output so far behind it."""
-        prompt = self._incoming.tokens
-        if not len(self._output):
-            return prompt
-        output = TokenIds.from_ints(self._output.tokens, prompt.width_bytes)
-        return TokenIds(prompt.data + output.data, prompt.width_bytes)
-
-    def _hashes(self, tokens: TokenIds) -> tuple[BlockHash, ...]:
-        """Of all tokens but the last."""
-        incoming = self._incoming
-        if tokens is incoming.tokens:
-            return incoming.hashes
-        covered = tokens.head(len(tokens) - 1)
-        return block_hashes(covered, block_tokens=incoming.block_tokens, scope=incoming.scope)
+        return jobs.tokens_of(self._incoming, self._output.tokens)
 
     def _has_tried(self, worker: WorkerView | None) -> bool:
         """Whether a worker is the very process that has failed this request."""

@@ -8,12 +8,13 @@ from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView, link_id
 from controlplane.domain.decision import Placement, Prediction
 from controlplane.domain.prefix import BlockHash
-from controlplane.errors import StoreError, StoreTimeout
+from controlplane.errors import LinkDown, LinkStalled, StoreError, StoreTimeout
+from controlplane.router.claims import Claim
 from controlplane.router.coalescing import Lead
 from controlplane.router.incoming import Incoming
+from controlplane.router.prefixes import CopyStep
 from controlplane.router.services import Services
-from controlplane.router.view import Claim
-from controlplane.wire import Reservation, ReserveReply
+from controlplane.wire import DecodeReport, Reservation, ReserveReply
 
 #: The claim on prefill and link lives so many times the predicted time to the first token: by then
 #: the worker's own heartbeats count what is left of it.
@@ -21,6 +22,10 @@ _PREFILL_TTL_FACTOR = 2.0
 
 #: A prediction may be off by this much before the claim on prefill ends too early.
 _PREFILL_TTL_SLACK_S = 5.0
+
+
+#: Codes of copies that failed because of the way, not of what was to be copied.
+_LINK_FAILURES = frozenset({LinkDown.code, LinkStalled.code})
 
 
 class Holdings:
@@ -50,6 +55,7 @@ class Holdings:
         prediction: Prediction,
         prefill: WorkerView,
         decode: WorkerView,
+        copy_from: WorkerView | None = None,
     ) -> None:
         """Count an attempt in this router's own view."""
         link = None
@@ -63,6 +69,9 @@ class Holdings:
             decode_incarnation=decode.incarnation,
             link=link,
             link_bytes=prediction.transfer_bytes if link is not None else 0,
+            copy_link=_copy_link(placement, copy_from),
+            copy_bytes=prediction.copy_bytes,
+            prefill_s=prediction.prefill_s,
         )
         self._services.tracker.claim(self._claim)
         self._is_prefill_claimed = True
@@ -167,6 +176,16 @@ class Holdings:
             self._judge_link(is_ok=False)
         return event
 
+    def judge_copy(self, step: CopyStep | None, report: DecodeReport | None) -> None:
+        """Tell the view how the copy of a prefix went, where it says something of a link."""
+        if step is None or step.link is None or report is None:
+            return
+        prefill = report.prefill
+        if prefill.copy_failure in _LINK_FAILURES:
+            self._services.tracker.link_outcome(step.link, step.from_worker, is_ok=False)
+        elif prefill.copied_bytes and not prefill.copy_failure:
+            self._services.tracker.link_outcome(step.link, step.from_worker, is_ok=True)
+
     def _judge_link(self, *, is_ok: bool) -> None:
         claim = self._claim
         if claim is not None and claim.link is not None:
@@ -209,3 +228,10 @@ class Holdings:
         if self._claim is not None:
             self._services.tracker.decode_done(self._claim)
             self._claim = None
+
+
+def _copy_link(placement: Placement, copy_from: WorkerView | None) -> str | None:
+    """The link that a copy of a cached prefix crosses; None inside a datacenter, or without one."""
+    if copy_from is None or copy_from.datacenter == placement.prefill_datacenter:
+        return None
+    return link_id(copy_from.datacenter, placement.prefill_datacenter)

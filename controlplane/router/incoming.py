@@ -37,3 +37,13 @@ class Incoming:
     digest: str = ""
     #: Who asks, for fair admission: a digest, never a token or a name.
     tenant: str = "anonymous"
+    #: Datacenters that the prompt and its KV may be in; None is anywhere.
+    allowed_datacenters: tuple[str, ...] | None = None
+    #: Seconds from acceptance within which the client wants its first token; None has no wish.
+    ttft_deadline_s: float | None = None
+
+    def ttft_left_s(self, now_s: float, resumed_tokens: int) -> float | None:
+        """Seconds left for the first token, >= 0; None without a wish, or when it is out."""
+        if self.ttft_deadline_s is None or resumed_tokens:
+            return None
+        return max(0.0, self.accepted_s + self.ttft_deadline_s - now_s)

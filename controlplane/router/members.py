@@ -1,18 +1,18 @@
 """
 The workers a router knows, kept in order, so that a change costs what changed and no more.
 
-A view is asked for with every request, and of a thousand workers one or two have changed since the
-last one: those are looked at anew and put in their places.
+A view is asked for with every request, and of thousands of workers a few have changed since the
+last one: those are looked at anew and put in their places (`domain/sites.py`).
 """
 
 from __future__ import annotations
 
-from bisect import insort
+import math
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 from random import Random
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from controlplane.domain.cluster import WorkerView
 from controlplane.domain.health import (
     HealthRules,
     Outcome,
@@ -23,7 +23,12 @@ from controlplane.domain.health import (
     is_panic,
     may_eject,
 )
+from controlplane.domain.sites import Site, SiteKeeper
 from controlplane.router.known import KnownWorker, Pool
+
+#: Times that have moved since are cleared away when there are so many entries for each worker.
+_DUE_EACH: Final = 8
+_DUE_MIN: Final = 1024
 
 #: Told when a worker is another one than before: its id, its incarnation, from what, to what.
 OnState: TypeAlias = Callable[[str, str, WorkerState, WorkerState], None]
@@ -45,14 +50,14 @@ class Members:
         self._rng = rng
         self._on_state = on_state
         self._known: dict[str, KnownWorker] = {}
-        self._order: list[str] = []
-        self._place: dict[str, int] = {}
-        self._views: list[WorkerView] = []
-        self._tuple: tuple[WorkerView, ...] | None = ()
+        #: As policies saw them last, by datacenter and kind.
+        self.keeper = SiteKeeper()
         #: Workers whose view has to be made anew, in the order they changed.
         self._stale: dict[str, None] = {}
         self._pools: dict[Pool, dict[str, KnownWorker]] = {}
         self._doubtful: dict[Pool, None] = {}
+        #: When to look at whom again, the next first; entries of times that have moved are left in.
+        self._due: list[tuple[float, str]] = []
         #: Grows when a worker comes, goes, or is another one than before.
         self.generation = 0
 
@@ -78,8 +83,6 @@ class Members:
         """Take a worker that is not there."""
         worker_id = known.beat.worker_id
         self._known[worker_id] = known
-        insort(self._order, worker_id)
-        self._moved()
         self._join(known)
         self.touch(worker_id)
 
@@ -88,10 +91,9 @@ class Members:
         known = self._known.pop(worker_id, None)
         if known is None:
             return False
-        self._order.remove(worker_id)
+        self.keeper.drop(worker_id)
         self._stale.pop(worker_id, None)
         self._leave(known, known.pool)
-        self._moved()
         return True
 
     def moved_pool(self, known: KnownWorker, before: Pool) -> None:
@@ -109,9 +111,14 @@ class Members:
 
     def touch_due(self, now_s: float) -> bool:
         """Whether time alone has changed a worker."""
-        due = [name for name, known in self._known.items() if known.due_s <= now_s]
-        self._stale.update(dict.fromkeys(due))
-        return bool(due)
+        is_changed = False
+        while self._due and self._due[0][0] <= now_s:
+            due_s, worker_id = heappop(self._due)
+            known = self._known.get(worker_id)
+            if known is not None and known.due_s == due_s:
+                self._stale[worker_id] = None
+                is_changed = True
+        return is_changed
 
     def judge(self, known: KnownWorker, outcome: Outcome, now_s: float) -> bool:
         """Take in how a request ended; whether that changes what policies see."""
@@ -131,17 +138,13 @@ class Members:
             self.touch(known.beat.worker_id)
         return is_seen
 
-    def views(self, now_s: float, heard_s: float) -> tuple[WorkerView, ...]:
-        """As policies see them, sorted by id; the same tuple until something changes."""
-        if len(self._views) != len(self._order):
-            self._rearrange(now_s, heard_s)
+    def sites(self, now_s: float, heard_s: float) -> tuple[Site, ...]:
+        """As policies see them, by datacenter and kind; the same tuple until something changes."""
         self._renew(now_s, heard_s)
         if self._doubtful:
             self._weigh()
             self._renew(now_s, heard_s)
-        if self._tuple is None:
-            self._tuple = tuple(self._views)
-        return self._tuple
+        return self.keeper.sites()
 
     # --- Inside -------------------------------------------------------------------------------
 
@@ -149,19 +152,29 @@ class Members:
         if not self._stale:
             return
         stale, self._stale = self._stale, {}
-        self._tuple = None
         for worker_id in stale:
-            known = self._known[worker_id]
-            self._views[self._place[worker_id]] = self._look(known, now_s, heard_s)
+            self._look(self._known[worker_id], now_s, heard_s)
 
-    def _look(self, known: KnownWorker, now_s: float, heard_s: float) -> WorkerView:
+    def _look(self, known: KnownWorker, now_s: float, heard_s: float) -> None:
         before = known.state
         view = known.look(now_s, heard_s, self.rules)
+        self.keeper.put(view)
+        self._expect(known)
         if known.state != before:
             self._doubtful[known.pool] = None
             if self._on_state is not None:
                 self._on_state(view.worker_id, view.incarnation, before, known.state)
-        return view
+
+    def _expect(self, known: KnownWorker) -> None:
+        """Look at a worker again when time alone may have changed it."""
+        if known.due_s == math.inf:
+            return
+        heappush(self._due, (known.due_s, known.beat.worker_id))
+        if len(self._due) > _DUE_MIN + _DUE_EACH * len(self._known):
+            # Most are of times that have moved since.
+            now = {(one.due_s, one.beat.worker_id) for one in self._known.values()}
+            self._due = [entry for entry in now if entry[0] < math.inf]
+            heapify(self._due)
 
     def _weigh(self) -> None:
         """Whether the workers of a pool in doubt are needed in spite of it."""
@@ -188,13 +201,3 @@ class Members:
             del self._pools[pool]
         self._doubtful[pool] = None
         self.generation += 1
-
-    def _moved(self) -> None:
-        """Places are counted anew when somebody asks for them."""
-        self._views = []
-        self._tuple = None
-
-    def _rearrange(self, now_s: float, heard_s: float) -> None:
-        self._place = {worker_id: place for place, worker_id in enumerate(self._order)}
-        known = [self._known[worker_id] for worker_id in self._order]
-        self._views = [one.view or self._look(one, now_s, heard_s) for one in known]

@@ -16,6 +16,8 @@ from pydantic import TypeAdapter
 
 from controlplane.domain.cluster import ClusterView
 from controlplane.domain.decision import Decision, RequestFeatures
+from controlplane.router.prefixes import CopyStep
+from controlplane.router.shadows import ShadowDecision
 from controlplane.wire import DecodeReport
 from policies.registry import load_policy
 
@@ -34,6 +36,12 @@ class Attempt:
     decision: Decision
     #: "ok", or the name of the event that ended the attempt.
     ended_by: str = "ok"
+    #: Version of the document that named the policy; 0 for the configuration's.
+    policy_version: int = 0
+    #: What other policies would have done.
+    shadows: tuple[ShadowDecision, ...] = ()
+    #: What was asked of the worker whose cached prefix should be copied; None where it was not.
+    copy: CopyStep | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from controlplane.config import FleetConfig
 from controlplane.domain.health import HealthRules
 from controlplane.domain.holddown import HoldDownRules
 from controlplane.domain.modes import ModeRules
+from controlplane.domain.scarcity import ScarcityRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +18,11 @@ class ViewRules:
     health: HealthRules = field(default_factory=HealthRules)
     modes: ModeRules = field(default_factory=ModeRules)
     links: HoldDownRules = field(default_factory=HoldDownRules)
+    scarcity: ScarcityRules = field(default_factory=ScarcityRules)
     #: A link over which bytes moved within this is known to work.
     measured_within_s: float = 10.0
+    #: A plan that no newer one has followed for so long is not believed any more.
+    plan_s_max: float = 900.0
 
 
 def view_rules(fleet: FleetConfig) -> ViewRules:
@@ -51,6 +55,15 @@ def view_rules(fleet: FleetConfig) -> ViewRules:
             sources_max=config.link_sources_max,
             hold_s=config.link_hold_s,
             hold_s_max=config.link_hold_s_max,
+            untold_s=config.link_untold_s,
+        ),
+        scarcity=ScarcityRules(
+            enter_utilisation=config.link_scarce_utilisation,
+            leave_utilisation=config.link_abundant_utilisation,
+            enter_backlog_s=config.link_scarce_backlog_s,
+            leave_backlog_s=config.link_abundant_backlog_s,
+            dwell_s=config.link_scarce_dwell_s,
         ),
         measured_within_s=config.link_measured_s,
+        plan_s_max=fleet.planner.plan_s_max,
     )

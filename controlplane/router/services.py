@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from controlplane.config import LimitsConfig
 from controlplane.domain.cluster import recorded
-from controlplane.domain.decision import RequestFeatures
+from controlplane.domain.decision import Decision, RequestFeatures
 from controlplane.domain.health import Outcome
 from controlplane.domain.prefix import BlockHash, PrefixHit
 from controlplane.errors import StoreError
 from controlplane.observe.logs import get_logger
 from controlplane.observe.metrics import RouterMetrics
+from controlplane.router.asking import FALLBACK, NamedPolicy, PolicyFault, ask, stand_in
 from controlplane.router.coalescing import Coalescing
 from controlplane.router.keys import KeyKeeper
 from controlplane.router.quarantine import Quarantine
 from controlplane.router.recorder import Recorder
 from controlplane.router.records import Attempt, DecisionRecord
 from controlplane.router.retry_budget import RetryBudget
+from controlplane.router.shadows import Question, Shadows
 from controlplane.router.view import ViewTracker
 from controlplane.router.workers import WorkerClient
 from controlplane.store.api import Blamed, StateStore
@@ -32,6 +34,19 @@ _log = get_logger()
 
 #: Errands under way at the same time; more aborts are left to the workers' leases.
 _ERRANDS_MAX = 1024
+
+
+class TrafficObserver(Protocol):
+    """Whoever wants to know of every request; it must not raise, nor take long."""
+
+    def arrived(self) -> None:
+        """A request is here."""
+
+    def decided(self, features: RequestFeatures, decision: Decision) -> None:
+        """A request was placed, or could not be; only once, when it was first tried."""
+
+    def observe(self, record: DecisionRecord) -> None:
+        """A request that had its place is over."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +60,7 @@ class Services:
     tracker: ViewTracker
     recorder: Recorder
     metrics: RouterMetrics
+    #: The live policy, and the parameters it was built from.
     policy: Policy
     policy_parameters: Mapping[str, Any]
     clock: Callable[[], float]
@@ -56,27 +72,54 @@ class Services:
     coalescing: Coalescing
     quarantine: Quarantine
     keys: KeyKeeper
+    shadows: Shadows
+    #: Version of the document that named the policy; 0 for the configuration's.
+    policy_version: int = 0
+    #: Told of all requests; the planner's meter, where there is a planner.
+    traffic: TrafficObserver | None = None
     _errands: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def switch(
+        self, live: NamedPolicy, shadows: Sequence[NamedPolicy] = (), *, version: int
+    ) -> None:
+        """Let another policy decide from now on, and others answer beside it."""
+        self.policy, self.policy_parameters = live.policy, live.parameters
+        self.policy_version = version
+        self.shadows.use(shadows)
+        _log.info("policy.loaded", policy=live.policy.name, version=version, count=len(shadows))
 
     def decide(self, features: RequestFeatures) -> Attempt:
         """Ask the policy, and keep what it was asked."""
         began_s = self.clock()
         view = self.tracker.view()
         seed = self.seeds.getrandbits(32)
-        decision = self.policy.decide(features, view, Random(seed))
+        policy, parameters = self.policy, self.policy_parameters
+        try:
+            decision = ask(policy, features, view, seed)
+        except PolicyFault as fault:
+            self.metrics.policy_faults_total.labels(policy.name).inc()
+            _log.error("policy.failed", policy=policy.name, detail=str(fault))
+            decision = stand_in(features, view, seed, fault, policy.name)
+            policy, parameters = FALLBACK.policy, FALLBACK.parameters
         self.metrics.decision_seconds.observe(self.clock() - began_s)
+        self.shadows.watch(Question(features, view, seed, decision))
+        if self.traffic is not None and not (features.excluded or features.resumed_tokens):
+            self.traffic.decided(features, decision)
         view_age_s = self.tracker.age_s()
         self.metrics.decision_view_age_seconds.observe(view_age_s)
         is_offloaded = decision.placement is not None and decision.placement.is_offloaded
-        self.metrics.decisions(
-            self.policy.name, decision.reason, "yes" if is_offloaded else "no"
-        ).inc()
+        self.metrics.decisions(policy.name, decision.reason, "yes" if is_offloaded else "no").inc()
+        for plugin, failures in decision.plugin_failures.items():
+            self.metrics.plugin_failures_total.labels(plugin).inc(failures)
         return Attempt(
-            policy=self.policy.name,
-            parameters=self.policy_parameters,
+            policy=policy.name,
+            parameters=parameters,
+            policy_version=self.policy_version,
             seed=seed,
             features=features,
-            view=recorded(view, [one.worker_id for one in decision.candidates]),
+            # Of a small view the whole is kept, and whom the decision names is not asked: nobody needs
+            # to know before the record is written.
+            view=view if view.is_kept_whole else recorded(view, decision.named_workers),
             view_age_s=view_age_s,
             decision=decision,
         )
@@ -147,9 +190,24 @@ class Services:
 
     def finished(self, record: DecisionRecord, reservation: Reservation | None) -> None:
         """A request is over: one record, one log line, its metrics."""
+        record = self._with_shadows(record)
         self.recorder.add(record, reservation)
         self._measure(record)
+        if self.traffic is not None:
+            self.traffic.observe(record)
         _log.info("request.finished", **_canonical_line(record))
+
+    def _with_shadows(self, record: DecisionRecord) -> DecisionRecord:
+        """The record with what shadows have answered to its decisions so far."""
+        if not self.shadows.policies:
+            return record
+        attempts = [
+            replace(
+                attempt, shadows=self.shadows.answers(attempt.features.request_id, attempt.seed)
+            )
+            for attempt in record.attempts
+        ]
+        return replace(record, attempts=tuple(attempts))
 
     def _measure(self, record: DecisionRecord) -> None:
         metrics, timeline = self.metrics, record.timeline

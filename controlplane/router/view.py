@@ -7,17 +7,20 @@ synchronous and take their time from an injected clock.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import Final
 
 from controlplane.config import LinkConfig
-from controlplane.domain.cluster import ClusterView
+from controlplane.domain.cluster import ClusterView, LinkView
 from controlplane.domain.health import Outcome, WorkerState, suspected
 from controlplane.domain.modes import Mode, mode_of, prefix_trust
+from controlplane.domain.plan import Plan
 from controlplane.domain.prefix import BlockHash, PrefixHit
 from controlplane.router.beats import BeatRefusal, refusal_of
+from controlplane.router.claims import Claim, ClaimBook
 from controlplane.router.inventories import Inventories
 from controlplane.router.known import KnownWorker
 from controlplane.router.known_links import KnownLinks
@@ -32,22 +35,6 @@ _TICK_S: Final = 0.25
 #: When most workers are silent at once it is likely the store that does not take their heartbeats:
 #: they are asked themselves, and get so many times their time to live.
 _PATIENCE: Final = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What one attempt of a request takes, as predicted when it was decided."""
-
-    prefill_worker: str
-    #: The life it was claimed of: a successor owes nothing for it.
-    prefill_incarnation: str
-    #: Uncached tokens.
-    prefill_tokens: int
-    decode_worker: str
-    decode_incarnation: str
-    #: None inside a datacenter.
-    link: str | None = None
-    link_bytes: int = 0
 
 
 class ViewTracker:
@@ -65,6 +52,7 @@ class ViewTracker:
         rng: Random | None = None,
         on_state: OnState | None = None,
         on_refused: Callable[[BeatRefusal], None] | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """
         Nobody is known yet.
@@ -79,6 +67,7 @@ class ViewTracker:
             rng: Spreads the ends of ejections.
             on_state: Told of every change of a worker's state.
             on_refused: Told of every beat that was not believed.
+            wall_clock: Unix seconds, for prices that change with the time of the day.
         """
         self._home = home_datacenter
         self._ttl_s = ttl_s
@@ -90,11 +79,18 @@ class ViewTracker:
         self._members = Members(health, rng or Random(), on_state)
         self._on_refused = on_refused
         self._links = KnownLinks(
-            links, rules=self._rules.links, measured_within_s=self._rules.measured_within_s
+            links,
+            rules=self._rules.links,
+            measured_within_s=self._rules.measured_within_s,
+            scarcity=self._rules.scarcity,
+            wall_clock=wall_clock,
         )
+        self._claims = ClaimBook(self._members, self._links, clock, self._changed)
         self._inventories = Inventories()
         self._epoch = 0
         self._cached: ClusterView | None = None
+        self._plan: Plan | None = None
+        self._plan_end_s = clock()
         self._answering = 0
         self._tick_s = clock()
         self._heard_s = clock()
@@ -145,6 +141,12 @@ class ViewTracker:
         if is_changed:
             self._changed()
         return fresh
+
+    def follow_plan(self, plan: Plan) -> None:
+        """Show policies this plan, until another one comes or it is too old to be believed."""
+        self._plan = plan
+        self._plan_end_s = self._clock() + self._rules.plan_s_max
+        self._changed()
 
     def store_lost(self) -> None:
         """Nothing is heard any more: keep the last view, and expire nobody by silence."""
@@ -227,33 +229,19 @@ class ViewTracker:
 
     def claim(self, claim: Claim) -> None:
         """Count a claim until the workers count it themselves."""
-        self._add(claim.prefill_worker, claim.prefill_incarnation, 1, claim.prefill_tokens)
-        self._add(claim.decode_worker, claim.decode_incarnation, 1, 0)
-        self._links.tried(claim.link, self._clock())
-        self._add_link(claim.link, claim.link_bytes)
+        self._claims.take(claim)
 
     def reserved(self, claim: Claim, reply: ReserveReply) -> None:
-        """
-        Correct the view by what the store said of a reservation.
-
-        Reservations of decode workers last as long as the requests, so their number is that of all
-        routers' requests. Those of prefill workers outlive the prefill; they are believed only when
-        they stood against this one.
-        """
-        self._correct(claim.decode_worker, claim.decode_incarnation, reply.decode_reserved_requests)
-        if reply.refused_by == "prefill_full":
-            self._correct(
-                claim.prefill_worker, claim.prefill_incarnation, reply.prefill_reserved_requests
-            )
+        """Correct the view by what the store said of a reservation."""
+        self._claims.correct(claim, reply)
 
     def prefill_done(self, claim: Claim) -> None:
         """The prefill part is over and its bytes have moved; decode goes on."""
-        self._add(claim.prefill_worker, claim.prefill_incarnation, -1, -claim.prefill_tokens)
-        self._add_link(claim.link, -claim.link_bytes)
+        self._claims.end_prefill(claim)
 
     def decode_done(self, claim: Claim) -> None:
         """The decode part is over."""
-        self._add(claim.decode_worker, claim.decode_incarnation, -1, 0)
+        self._claims.end_decode(claim)
 
     def outcome(self, worker_id: str, incarnation: str, kind: Outcome) -> None:
         """How a part of a request ended at a worker; see `domain/health.py` for what counts."""
@@ -272,6 +260,22 @@ class ViewTracker:
         if self._links.judge(link, prefill_worker, self._clock(), is_ok=is_ok):
             self._changed()
 
+    def links_to_probe(self) -> list[LinkView]:
+        """Links that a cut would concern: into this datacenter, in use lately, or held down."""
+        now_s = self._clock()
+        return [
+            link
+            for link in self.view().links
+            if link.is_down
+            or link.to_datacenter == self._home
+            or self._links.is_in_use(link.link_id, now_s)
+        ]
+
+    def link_probed(self, link: str, *, is_answered: bool, asked_s: float) -> None:
+        """What probes over a link found; see `domain/holddown.py`."""
+        if self._links.probed(link, self._clock(), is_answered=is_answered, asked_s=asked_s):
+            self._changed()
+
     def forget_incarnation(self, worker_id: str, incarnation: str) -> bool:
         """The store or the worker itself says that this process life is over; whether it was known."""
         is_gone = self._forget_life(worker_id, incarnation)
@@ -282,10 +286,13 @@ class ViewTracker:
     # --- What policies see --------------------------------------------------------------------
 
     def view(self) -> ClusterView:
-        """The current picture; the same tuple of workers until something changes."""
+        """The current picture; the same object until something changes."""
         now_s = self._clock()
         if now_s >= self._tick_s:
             self._tick(now_s)
+        if self._plan is not None and now_s >= self._plan_end_s:
+            self._plan = None
+            self._changed()
         age_s = max(0.0, now_s - self._heard_s)
         mode, trust = self._mode(age_s), prefix_trust(age_s, self._rules.modes)
         cached = self._cached
@@ -293,14 +300,16 @@ class ViewTracker:
             return cached
         if cached is not None:
             self._epoch += 1
-        self._cached = ClusterView.of_sorted(
-            self._members.views(now_s, self._heard_s),
+        self._cached = ClusterView.of_sites(
+            self._members.sites(now_s, self._heard_s),
             self._links.views(now_s),
             epoch=self._epoch,
             age_s=age_s,
             home_datacenter=self._home,
             mode=mode,
             prefix_trust=trust,
+            plan=self._plan,
+            keeper=self._members.keeper,
         )
         return self._cached
 
@@ -437,6 +446,7 @@ class ViewTracker:
         before = known.pool
         known.beat, known.seen_s = beat, now_s
         known.delta_requests = known.delta_tokens = known.reserved_requests = 0
+        known.delta_s = 0.0
         if known.pool != before:
             self._members.moved_pool(known, before)
         self._members.touch(beat.worker_id)
@@ -457,25 +467,6 @@ class ViewTracker:
         known.health = suspected(known.health, now_s, self._members.rules)
         self._members.touch(known.beat.worker_id)
         self._changed()
-
-    def _correct(self, worker_id: str, incarnation: str, reserved_requests: int) -> None:
-        known = self._members.living(worker_id, incarnation)
-        if known is not None:
-            known.reserved_requests = reserved_requests - known.delta_requests
-            self._members.touch(worker_id)
-            self._changed()
-
-    def _add(self, worker_id: str, incarnation: str, requests: int, tokens: int) -> None:
-        known = self._members.living(worker_id, incarnation)
-        if known is not None:
-            known.delta_requests += requests
-            known.delta_tokens += tokens
-            self._members.touch(worker_id)
-            self._changed()
-
-    def _add_link(self, name: str | None, link_bytes: int) -> None:
-        if self._links.add(name, link_bytes):
-            self._changed()
 
     def _changed(self) -> None:
         self._epoch += 1

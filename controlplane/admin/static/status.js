@@ -52,6 +52,7 @@
     percent,
     clock: (value) => new Date(value * 1000).toISOString().slice(11, 19),
     pairs,
+    list: (value) => value.join(", ") || "none",
     speed: (value) => (value > 0 ? `${count(1 / value)} tok/s` : NOTHING),
     step: (value) => (value > 0 ? seconds(value) : NOTHING),
   };

@@ -201,6 +201,107 @@ def test_a_fleet_that_cannot_work_is_refused(overrides: dict[str, Any], said: st
     assert complaint(caught) == f"the file as a whole: Value error, {said}"
 
 
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        pytest.param(
+            {"egress_price_per_gb": 0.1, "prices": [{"from_hour": 0, "to_hour": 24, "price": 1}]},
+            "give egress_price_per_gb or prices, not both",
+            id="two kinds of prices",
+        ),
+        pytest.param(
+            {"prices": [{"from_hour": 0, "to_hour": 7, "price": 1}]},
+            "prices end at 7, the day at 24",
+            id="a part of the day",
+        ),
+        pytest.param(
+            {
+                "prices": [
+                    {"from_hour": 0, "to_hour": 8, "price": 1},
+                    {"from_hour": 7, "to_hour": 24, "price": 2},
+                ]
+            },
+            "prices[1] from 7 to 24 begins before 8, where the one before it ends",
+            id="an overlap",
+        ),
+        pytest.param({"egress_price_per_gb": -1}, "greater than or equal to 0", id="negative"),
+        pytest.param(
+            {"prices": [{"from_hour": 0, "to_hour": 25, "price": 1}]},
+            "less than or equal to 24",
+            id="an hour that no day has",
+        ),
+        pytest.param(
+            {"prices": [{"from_hour": 0, "to_hour": 24, "price": float("nan")}]},
+            "finite number",
+            id="no number",
+        ),
+    ],
+)
+def test_prices_that_make_no_day_are_refused(link: dict[str, Any], said: str) -> None:
+    base = {"from_datacenter": "east", "to_datacenter": "west", "capacity_mbit_per_s": 100}
+
+    with pytest.raises(ValidationError) as caught:
+        a_fleet(links=[base | link])
+
+    assert said in complaint(caught)
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said"),
+    [
+        pytest.param(
+            [{"name": "acme", "datacenters": ["south"]}],
+            "tenant 'acme' names ['south'], which are not in ['east', 'west']",
+            id="an unknown datacenter",
+        ),
+        pytest.param(
+            [{"name": "acme", "datacenters": ["east"]}] * 2,
+            "tenants: name 'acme' is there twice",
+            id="a tenant twice",
+        ),
+        pytest.param(
+            [
+                {"name": name, "datacenters": ["east"], "tokens_sha256": ["0123456789abcdef" * 4]}
+                for name in ("acme", "globex")
+            ],
+            "tenants: token 01234567... is there twice",
+            id="a token of two tenants",
+        ),
+        pytest.param([{"name": "acme", "datacenters": []}], "at least 1 item", id="nowhere"),
+        pytest.param(
+            [{"name": "acme", "datacenters": ["east"], "tokens_sha256": ["sk-acme"]}],
+            "String should match pattern",
+            id="a token itself",
+        ),
+    ],
+)
+def test_tenants_that_fit_nowhere_are_refused(tenants: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        a_fleet(tenants=tenants)
+
+    assert said in complaint(caught)
+
+
+@pytest.mark.parametrize(
+    ("health", "said"),
+    [
+        (
+            {"link_abundant_utilisation": 0.9, "link_scarce_utilisation": 0.9},
+            "link_abundant_utilisation = 0.9 must be less than link_scarce_utilisation = 0.9",
+        ),
+        (
+            {"link_abundant_backlog_s": 3.0},
+            "link_abundant_backlog_s = 3 must be less than link_scarce_backlog_s = 2",
+        ),
+    ],
+)
+def test_a_link_is_not_scarce_and_abundant_by_turns(health: dict[str, float], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        a_fleet(health=health)
+
+    assert said in complaint(caught)
+
+
 def test_links_of_both_directions_are_two_links() -> None:
     links = [
         {"from_datacenter": "east", "to_datacenter": "west", "capacity_mbit_per_s": 100},

@@ -10,6 +10,7 @@ from controlplane.edge.client_headers import (
     idempotency_key_of,
     tenant_of,
     timeout_of,
+    ttft_deadline_of,
 )
 from controlplane.errors import MalformedRequest
 
@@ -154,3 +155,26 @@ def test_a_clients_own_id_is_kept_within_bounds(given: str, kept: Any) -> None:
 
 def test_a_client_without_an_id_has_none() -> None:
     assert client_id_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("1", 0.001), ("250", 0.25), ("300000", 300.0), ("0250", 0.25)]
+)
+def test_a_deadline_of_the_first_token_is_in_milliseconds(given: str, seconds: float) -> None:
+    found = ttft_deadline_of(headers(("X-Prfaas-TTFT-Deadline-Ms", given)), longest_s=300)
+
+    assert found == seconds
+
+
+def test_without_a_wish_there_is_no_deadline_of_the_first_token() -> None:
+    assert ttft_deadline_of(headers(), longest_s=300) is None
+
+
+@pytest.mark.parametrize(
+    "given", ["0", "-1", "1.5", "1e3", "300001", "9999999999", "", " 1", "inf"]
+)
+def test_a_wrong_deadline_of_the_first_token_is_refused_by_name(given: str) -> None:
+    with pytest.raises(MalformedRequest, match="a whole number from 1 to 300000") as refusal:
+        ttft_deadline_of(headers(("x-prfaas-ttft-deadline-ms", given)), longest_s=300)
+
+    assert refusal.value.param == "x-prfaas-ttft-deadline-ms"

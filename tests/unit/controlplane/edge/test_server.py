@@ -240,7 +240,13 @@ async def test_a_client_may_ask_for_less_time_than_there_is(edge: Edge) -> None:
 
 @pytest.mark.parametrize(
     ("header", "value"),
-    [("x-request-timeout", "1e3"), ("x-request-timeout", "301"), ("idempotency-key", "a b")],
+    [
+        ("x-request-timeout", "1e3"),
+        ("x-request-timeout", "301"),
+        ("idempotency-key", "a b"),
+        ("x-prfaas-ttft-deadline-ms", "0.5"),
+        ("x-prfaas-datacenters", "south"),
+    ],
 )
 async def test_a_wrong_header_is_refused_by_its_name(edge: Edge, header: str, value: str) -> None:
     """A client fault, and no reason to try again."""
@@ -250,6 +256,21 @@ async def test_a_wrong_header_is_refused_by_its_name(edge: Edge, header: str, va
     assert (answer.status, error["code"], error["param"]) == (400, "malformed_request", header)
     assert answer.headers["x-should-retry"] == "false"
     assert "retry-after" not in answer.headers
+
+
+async def test_a_policy_is_told_of_the_deadline_and_of_where_the_data_may_be(edge: Edge) -> None:
+    """What is left of the time when the request is placed, and the datacenters in order."""
+    wishes = {"x-prfaas-ttft-deadline-ms": "5000", "x-prfaas-datacenters": "west"}
+
+    async with edge.post(headers=wishes) as answer:
+        await answer.read()
+
+    features = (await edge.router.record()).attempts[0].features
+    assert answer.status == 200
+    assert answer.headers["x-prfaas-prefill"].startswith("west/")
+    assert features.allowed_datacenters == ("west",)
+    assert features.ttft_deadline_s is not None
+    assert 0 < features.ttft_deadline_s <= 5
 
 
 # --- Bodies -----------------------------------------------------------------------------------

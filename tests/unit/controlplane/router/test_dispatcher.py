@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from random import Random
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from router_builders import (
@@ -25,8 +24,6 @@ from router_builders import (
 )
 
 from controlplane.config import LimitsConfig
-from controlplane.domain.cluster import ClusterView
-from controlplane.domain.decision import Decision, RequestFeatures
 from controlplane.edge.sink import WholeSink
 from controlplane.errors import (
     DeadlineExceeded,
@@ -45,8 +42,6 @@ from controlplane.router import services as services_module
 from controlplane.router.memory_workers import Gate, a_report, a_stream
 from controlplane.router.sink import ClientLeftError
 from controlplane.wire import FrameKind
-from policies.api import Parameters
-from policies.prfaas import PrfaasParameters, PrfaasPolicy
 
 #: Sets up where a request is held, and returns the gate.
 Hold: TypeAlias = Callable[[MemoryRouter, MemorySink], Gate]
@@ -305,61 +300,6 @@ async def test_a_request_whose_time_is_over_when_it_comes_starts_nothing(
 
 
 # --- Bugs ------------------------------------------------------------------------------------
-
-
-class BrokenPolicy:
-    """A policy with a bug."""
-
-    name: ClassVar[str] = "broken"
-    parameters_model: ClassVar[type[Parameters]] = Parameters
-
-    def __init__(self, break_it: Callable[[Decision], Decision]) -> None:
-        self._break_it = break_it
-        self._inner = PrfaasPolicy(PrfaasParameters(threshold_tokens=64))
-
-    def decide(self, request: RequestFeatures, view: ClusterView, rng: Random) -> Decision:
-        return self._break_it(self._inner.decide(request, view, rng))
-
-
-def raises(_: Decision) -> Decision:
-    raise ZeroDivisionError
-
-
-def names_a_stranger(decision: Decision) -> Decision:
-    """Places a request at a worker that is not in the view."""
-    placement = decision.placement
-    assert placement is not None
-    return type(decision)(
-        placement=type(placement)(
-            prefill_worker="east/nobody",
-            prefill_datacenter="east",
-            decode_worker=placement.decode_worker,
-            decode_datacenter=placement.decode_datacenter,
-        ),
-        reason=decision.reason,
-        explanation=decision.explanation,
-        prediction=decision.prediction,
-        candidates=(),
-    )
-
-
-@pytest.mark.parametrize("bug", [raises, names_a_stranger])
-async def test_a_bug_in_a_policy_ends_one_request(
-    log: LogBook, bug: Callable[[Decision], Decision]
-) -> None:
-    """With a record, a line in the log and nothing held; the next request is served anew."""
-    async with a_router(policy=BrokenPolicy(bug)) as router:
-        sink = MemorySink()
-
-        flight = await router.serve(sink)
-
-        record = await router.record()
-        assert isinstance(flight.error, InternalError)
-        assert (record.outcome, record.code) == ("failed", "internal_error")
-        assert record.story[-1] == "RouterFault"
-        assert [event for _, event, _ in log.events] == ["internal.error"]
-        assert not sink.is_begun
-        assert not router.workers.calls
 
 
 @pytest.mark.parametrize(

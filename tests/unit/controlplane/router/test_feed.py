@@ -263,6 +263,22 @@ async def test_blame_and_new_documents_are_passed_on(
     task.cancel()
 
 
+async def test_reading_everything_anew_says_that_events_may_have_been_missed(
+    store: ScriptedStore, tracker: ViewTracker, clock: LoopClock
+) -> None:
+    told: list[str] = []
+    feed = ViewFeed(store, tracker, clock, on_synced=lambda: told.append("synced"))
+    store.before["events"].append(StoreTimeout("slow"))
+    task = asyncio.ensure_future(feed.run())
+    await a_few_turns()
+    at_first = tuple(told)
+    await wait(clock, 1)
+    task.cancel()
+
+    assert at_first == ("synced",)
+    assert told == ["synced", "synced"]
+
+
 @pytest.mark.usefixtures("feed")
 async def test_blame_concerns_nobody_who_has_not_asked(
     store: ScriptedStore, tracker: ViewTracker

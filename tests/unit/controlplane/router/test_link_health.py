@@ -51,7 +51,7 @@ async def test_a_transfer_that_arrives_clears_a_link(router: MemoryRouter) -> No
     assert not router.tracker.view().links[0].is_down
 
 
-async def test_after_a_hold_one_request_tries_the_link_before_the_others(
+async def test_after_a_hold_and_an_answered_probe_one_request_tries_the_link_before_the_others(
     router: MemoryRouter,
 ) -> None:
     """Or all that come until it has failed again would wait for nothing."""
@@ -59,6 +59,8 @@ async def test_after_a_hold_one_request_tries_the_link_before_the_others(
         router.tracker.link_outcome("east>west", source, is_ok=False)
     router.clock.advance(2.1)
     router.tracker.apply_snapshot(await router.store.snapshot())
+    waiting = await router.serve()
+    router.tracker.link_probed("east>west", is_answered=True, asked_s=router.clock())
     router.workers.on_prefill(url_of(EAST_1), gate := Gate())
 
     trial = router.send()
@@ -68,6 +70,7 @@ async def test_after_a_hold_one_request_tries_the_link_before_the_others(
     first = await trial
     after = await router.serve()
 
+    assert waiting.headers["x-prfaas-prefill"] == WEST_1
     assert meanwhile.headers["x-prfaas-prefill"] == WEST_1
     assert first.headers["x-prfaas-prefill"] == EAST_1
     assert after.headers["x-prfaas-prefill"] == EAST_1

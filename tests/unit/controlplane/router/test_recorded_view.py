@@ -41,8 +41,8 @@ async def test_a_record_of_a_large_fleet_has_its_candidates_and_says_so(
     (attempt,) = record.attempts
     named = {one.worker_id for one in attempt.decision.candidates}
     assert {worker.worker_id for worker in attempt.view.workers} == named
-    assert len(named) == CANDIDATES_MAX
-    assert attempt.view.workers_omitted == 105 - CANDIDATES_MAX
+    assert 2 < len(named) <= CANDIDATES_MAX
+    assert attempt.view.workers_omitted == 105 - len(named)
     assert decode_record(encode_record(record)) == record
     assert len(encode_record(record)) < 40_000
 

@@ -59,8 +59,11 @@ def a_record(*attempts: Attempt, **overrides: Any) -> DecisionRecord:
 def an_attempt(situation: Situation) -> Attempt:
     """What a router would have recorded of a decision."""
     policy = situation.policy
-    is_prfaas = isinstance(policy, PrfaasPolicy)
-    parameters = {"threshold_tokens": policy._threshold_tokens} if is_prfaas else {}
+    checked = getattr(policy, "_parameters", None)
+    names = policy.parameters_model.model_fields
+    parameters = {
+        name: getattr(checked or policy, name if checked else f"_{name}") for name in names
+    }
     return Attempt(
         policy=policy.name,
         parameters=parameters,

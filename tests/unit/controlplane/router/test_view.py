@@ -11,7 +11,8 @@ from router_builders import DECODE_1, EAST_1, WEST_1, a_busy_beat, a_link_config
 
 from controlplane.domain.cluster import LinkView, WorkerView
 from controlplane.domain.prefix import PrefixHit
-from controlplane.router.view import Claim, ViewTracker
+from controlplane.router.claims import Claim
+from controlplane.router.view import ViewTracker
 from controlplane.store.api import StoreSnapshot, WorkerLeft, WorkerSeen
 from controlplane.wire import Inventory, LinkReport, Load, WorkerBeat
 

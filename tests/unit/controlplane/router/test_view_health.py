@@ -11,8 +11,9 @@ from router_builders import DECODE_1, DECODE_2, EAST_1, EAST_2, WEST_1, a_link_c
 
 from controlplane.domain.cluster import LinkView, WorkerView
 from controlplane.domain.health import HealthRules, Outcome, WorkerState
+from controlplane.router.claims import Claim
 from controlplane.router.rules import ViewRules
-from controlplane.router.view import Claim, ViewTracker
+from controlplane.router.view import ViewTracker
 from controlplane.store.api import StoreSnapshot, WorkerLeft, WorkerSeen
 from controlplane.wire import Inventory, LinkReport, Load, ReserveReply, WorkerBeat
 from policies.api import Parameters
@@ -532,8 +533,10 @@ def test_a_link_that_fails_is_held_down() -> None:
     twice = world.link().is_down
     world.live(2.3)
     world.tracker.link_outcome("nowhere>west", EAST_1, is_ok=False)
+    after = world.link().is_down
+    world.tracker.link_probed("east>west", is_answered=True, asked_s=world.now_s)
 
-    assert (once, twice, world.link().is_down) == (False, True, False)
+    assert (once, twice, after, world.link().is_down) == (False, True, True, False)
 
 
 def test_a_link_is_measured_while_bytes_move() -> None:
@@ -545,6 +548,73 @@ def test_a_link_is_measured_while_bytes_move() -> None:
     world.live(10.5)
 
     assert (never, moved, world.link().is_measured) == (False, True, False)
+
+
+def a_count(age_s: float, mbit: float, busy_s: float) -> WorkerBeat:
+    """What a decode worker has counted when it is so old: a link of 8 Mbit/s leads to it."""
+    report = LinkReport(
+        from_datacenter="east",
+        to_datacenter="west",
+        arrived_bytes_total=int(mbit * 1e6 / 8),
+        busy_s_total=busy_s,
+    )
+    return a_beat(DECODE_1, sequence=100 + round(age_s), age_s=age_s, links=(report,))
+
+
+def counted(world: World, *counts: tuple[float, float, float]) -> LinkView:
+    """A second passes before each of these heartbeats."""
+    for count in counts:
+        world.now_s += 1.0
+        world.beat(a_count(*count))
+    return world.link()
+
+
+def test_a_link_gives_what_its_receivers_get_while_it_is_busy() -> None:
+    world = a_world()
+    before = world.link().rate_bps
+
+    link = counted(world, (1, 8, 1), (2, 9, 2), (3, 10, 3), (4, 11, 4))
+
+    assert (before, link.rate_bps, link.utilisation) == (8e6, 1e6, 1.0)
+
+
+def test_a_link_that_is_hardly_used_gives_its_budget() -> None:
+    link = counted(a_world(), (1, 0.8, 0.1), (2, 0.9, 0.12), (3, 1.0, 0.14))
+
+    assert link.rate_bps == 8e6
+    assert link.utilisation == pytest.approx(0.1 / 8)
+
+
+def test_bytes_of_a_transfer_under_way_show_that_a_link_works() -> None:
+    world = a_world()
+    world.live(10.5)
+
+    link = counted(world, (1, 0.0, 0.0), (2, 0.1, 0.1))
+
+    assert link.is_measured
+
+
+def test_an_estimate_rises_again_while_nothing_is_told() -> None:
+    world = a_world()
+    low = counted(world, (1, 1, 1), (2, 2, 2), (3, 3, 3)).rate_bps
+
+    world.live(12.0)
+    later = world.link().rate_bps
+    world.live(30.0)
+
+    assert low == 1e6
+    assert 2e6 <= later <= 4e6
+    assert world.link().rate_bps == 8e6
+
+
+def test_what_a_receiver_used_is_forgotten_with_it() -> None:
+    world = a_world()
+    counted(world, (1, 1, 1), (2, 2, 2), (3, 3, 3))
+
+    world.tracker.forget_incarnation(DECODE_1, "i1")
+    world.now_s += 1.0
+
+    assert world.link().utilisation == 0.0
 
 
 def test_bytes_that_others_promised_drain_at_the_links_rate() -> None:
