@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test chaos coverage check bench bench-view format clean sim sim-recall
+.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,15 @@ bench: $(VENV)/.dev ## Router CPU and latency against direct access and a bare p
 
 bench-view: $(VENV)/.dev ## What following the store costs a router of 1,000 workers, against its limit
 	@$(BIN)/python -m benchmarks.view $(ARGS)
+
+bench-decide: $(VENV)/.dev ## What one decision costs among 6, 1,000 and 16,000 workers, against its limit
+	@$(BIN)/python -m benchmarks.decide $(ARGS)
+
+bench-replay: $(VENV)/.dev ## Requests that one core replays in a second
+	@$(BIN)/python -m benchmarks.replay $(ARGS)
+
+results: $(VENV)/.dev ## What policies make of the case study, traces and trouble: docs/results.md
+	@$(BIN)/python -m benchmarks.results --traces $(or $(TRACES),../shared/traces) --out docs/results.md $(ARGS)
 
 format: $(VENV)/.dev ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -7,6 +7,8 @@ from importlib.metadata import version
 import click
 
 from controlplane.cli.explain import explain
+from controlplane.cli.plan import plan
+from controlplane.cli.replay import replay
 from controlplane.cli.router import router
 from controlplane.cli.up import up
 from controlplane.cli.worker import worker
@@ -20,5 +22,5 @@ def main() -> None:
     """Route LLM prefill to where it is cheapest, across datacenters, and say why."""
 
 
-for command in (up, router, worker, explain):
+for command in (up, router, worker, explain, replay, plan):
     main.add_command(command)

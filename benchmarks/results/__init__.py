@@ -1,0 +1,1 @@
+"""What policies make of traces and of trouble; `make results` writes docs/results.md."""

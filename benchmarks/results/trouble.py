@@ -1,0 +1,148 @@
+"""A burst, the loss of half the prefill workers, the loss of the link: what is lost, how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.results.cells import PLANS, Cell, case_study, known, run_all, synthetic, world
+from benchmarks.results.tables import table
+from controlplane.replay.results import PolicyResult
+from controlplane.replay.run import NamedPolicy
+from controlplane.replay.spec import Change, LinkStep, Loss
+
+#: When trouble begins, and what times are compared with: those from a third of it on.
+_AT_S: Final = 300.0
+_BURST_S: Final = 30.0
+#: Trouble of workers and links lasts so long.
+_TROUBLE_S: Final = 120.0
+#: Times are looked at in windows of this.
+_WINDOW_S: Final = 10.0
+#: Recovered: the mean time to the first token is at most so many times that of before.
+_RECOVERED: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """One scenario under one policy."""
+
+    scenario: str
+    result: PolicyResult
+    #: From the end of the trouble until the times are what they were; None if never.
+    recovery_s: float | None
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer."""
+        return self.result.requests - self.result.done
+
+
+def measure(
+    *,
+    rate: float = 2.0,
+    tail_s: float = 700.0,
+    at_s: float = _AT_S,
+    lasts_s: float = _TROUBLE_S,
+    policies: tuple[str, ...] = ("prfaas", "lookahead"),
+    jobs: int | None = None,
+) -> list[Trouble]:
+    """
+    Run every scenario.
+
+    Args:
+        rate: Requests per second before and after.
+        tail_s: Virtual seconds after the trouble began.
+        at_s: When it begins.
+        lasts_s: How long workers and links are away.
+        policies: By name.
+        jobs: Replays at a time.
+    """
+    half = ("east/p1", "east/p2", "west/p1")
+    plain = round(rate * (at_s + tail_s))
+    burst = plain + round(9 * rate * _BURST_S)
+    scenarios: list[tuple[str, str, int, Sequence[Change], float]] = [
+        (
+            "burst, 10x for 30 s",
+            synthetic(rate, burst, burst=10, burst_at=at_s, burst_s=_BURST_S),
+            burst,
+            (),
+            _BURST_S,
+        ),
+        (
+            f"half the prefill workers lost for {lasts_s:g} s",
+            synthetic(rate, plain),
+            plain,
+            (Loss(at_s=at_s, workers=half, back_after_s=lasts_s),),
+            lasts_s,
+        ),
+        (
+            f"link cut for {lasts_s:g} s",
+            synthetic(rate, plain),
+            plain,
+            (
+                LinkStep(at_s=at_s, link="east>west", capacity_bps=0.0),
+                LinkStep(at_s=at_s + lasts_s, link="east>west", capacity_bps=100e9),
+            ),
+            lasts_s,
+        ),
+    ]
+    cells, named = [], []
+    for name, trace, requests, changes, length_s in scenarios:
+        for policy in known(*policies):
+            cells.append(
+                Cell(
+                    policy=NamedPolicy(name=policy),
+                    trace=trace,
+                    # Nobody is shed: what comes is to be served, however late.
+                    world=world(
+                        case_study(), roles={"west": (3, 5)}, changes=changes, queue_requests=512
+                    ),
+                    requests=requests,
+                    planner=PLANS,
+                )
+            )
+            named.append((name, length_s))
+    return [
+        Trouble(scenario=name, result=result, recovery_s=_recovery_s(result, at_s, at_s + length_s))
+        for (name, length_s), result in zip(named, run_all(cells, jobs=jobs), strict=True)
+    ]
+
+
+def _recovery_s(result: PolicyResult, began_s: float, ended_s: float) -> float | None:
+    before_s = _mean_ttft_s(result, began_s / 3, began_s)
+    looked_s = ended_s
+    while looked_s + _WINDOW_S <= result.arrivals_s:
+        now_s = _mean_ttft_s(result, looked_s, looked_s + _WINDOW_S)
+        if now_s is not None and before_s is not None and now_s <= _RECOVERED * before_s:
+            return looked_s - ended_s
+        looked_s += _WINDOW_S / 2
+    return None
+
+
+def _mean_ttft_s(result: PolicyResult, from_s: float, until_s: float) -> float | None:
+    first, last = round(from_s / result.step_s), round(until_s / result.step_s)
+    count = sum(result.series["started"][first:last])
+    return sum(result.series["ttft_s"][first:last]) / count if count else None
+
+
+def page(found: Sequence[Trouble]) -> str:
+    """As it stands in the document."""
+    rows = [
+        (
+            one.scenario,
+            one.result.policy,
+            f"{one.result.requests:,}",
+            f"{one.lost:,}",
+            f"{one.result.retries:,}",
+            f"{one.result.ttft_s.p99:.1f}",
+            "not in time" if one.recovery_s is None else f"{one.recovery_s:.0f}",
+        )
+        for one in found
+    ]
+    heads = ("trouble", "policy", "requests", "lost", "tried again", "TTFT p99, s", "recovery, s")
+    return (
+        "The case study's fleet at 2 requests/s. Recovery is from the end of the trouble until the "
+        f"mean time to the first token, over {_WINDOW_S:g} s, is at most {_RECOVERED:g} times that "
+        f"of before.\n\n{table(heads, rows)}"
+    )
