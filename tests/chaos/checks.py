@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
 from chaos.answers import has_gap, has_repeat, is_beginning, is_right
 from chaos.evidence import Evidence, quantile
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What a check found."""
-
-    value: float
-    #: Of how many; 0 means that the check saw nothing and cannot have passed.
-    n: int
-    what: str
-    unit: str = ""
-    #: The value must be at least the bound, not at most.
-    is_floor: bool = False
-    #: Examples, for people.
-    examples: tuple[str, ...] = ()
-
+from chaos.findings import EXAMPLES_MAX, Finding, counted
+from chaos.fleet_checks import FLEET_CHECKS
+from chaos.link_checks import LINK_CHECKS
 
 CheckFunction: TypeAlias = Callable[[Evidence, Mapping[str, Any]], Finding]
 
-_EXAMPLES_MAX: Final = 3
 _CALL_COUNTS: Final = ("connections", "reads_up")
 #: Exit status of a worker that met a poison request (`chaos_worker.py`).
 _POISONED: Final = 9
@@ -42,7 +27,7 @@ def lost(run: Evidence, _: Mapping[str, Any]) -> Finding:
         for request, attempt in run.attempts()
         if attempt.end in {"timeout", "silent"} or (attempt.end == "refused")
     ]
-    return _count(found, len(run.requests), "requests lost")
+    return counted(found, len(run.requests), "requests lost")
 
 
 def wrong(run: Evidence, _: Mapping[str, Any]) -> Finding:
@@ -53,7 +38,7 @@ def wrong(run: Evidence, _: Mapping[str, Any]) -> Finding:
         is_fine = is_right(attempt, item) if attempt.end == "done" else is_beginning(attempt, item)
         if not is_fine:
             found.append(f"{attempt.request_id}: {attempt.text!r} instead of {item.text!r}")
-    return _count(found, sum(1 for _ in run.attempts()), "answers wrong")
+    return counted(found, sum(1 for _ in run.attempts()), "answers wrong")
 
 
 def repeated(run: Evidence, _: Mapping[str, Any]) -> Finding:
@@ -67,7 +52,7 @@ def repeated(run: Evidence, _: Mapping[str, Any]) -> Finding:
         streams += 1
         if has_repeat(attempt.text, item.text) or has_gap(attempt.text, item.text):
             found.append(f"{attempt.request_id}: {attempt.text!r} instead of {item.text!r}")
-    return _count(found, streams, "streams with a gap or a repeat")
+    return counted(found, streams, "streams with a gap or a repeat")
 
 
 def broken(run: Evidence, _: Mapping[str, Any]) -> Finding:
@@ -80,7 +65,7 @@ def broken(run: Evidence, _: Mapping[str, Any]) -> Finding:
     ]
     victims = len(cut) - len(found)
     what = "streams broken" + (f" ({victims} more by the death of their router)" if victims else "")
-    return _count(found, len(run.requests), what)
+    return counted(found, len(run.requests), what)
 
 
 def success(run: Evidence, _: Mapping[str, Any]) -> Finding:
@@ -102,7 +87,7 @@ def success(run: Evidence, _: Mapping[str, Any]) -> Finding:
             f"{request.last.request_id or request.number}: {request.last.end} {request.last.code}"
             for request in run.requests
             if request.last.end not in {"done", "left"}
-        )[:_EXAMPLES_MAX],
+        )[:EXAMPLES_MAX],
     )
 
 
@@ -129,7 +114,7 @@ def leaks(run: Evidence, _: Mapping[str, Any]) -> Finding:
     found = [f"{name} = {value:g}" for name, value in held.items() if value]
     what = f"leases and claims left after {run.end['ttl_s']:g} s"
     answering = sum(bool(samples) for samples in run.end["workers"].values())
-    return _count(found, len(run.requests) if answering else 0, what)
+    return counted(found, len(run.requests) if answering else 0, what)
 
 
 def added_ttft(run: Evidence, options: Mapping[str, Any]) -> Finding:
@@ -254,7 +239,7 @@ def offloads_while_cut(run: Evidence, options: Mapping[str, Any]) -> Finding:
         for attempt in record["attempts"]
         if attempt["placement"] and attempt["placement"]["prefill_datacenter"] == "east"
     ]
-    return _count(found, len(within), f"offloads begun {grace_s:g} s after a cut")
+    return counted(found, len(within), f"offloads begun {grace_s:g} s after a cut")
 
 
 def abort_time(run: Evidence, _: Mapping[str, Any]) -> Finding:
@@ -308,7 +293,7 @@ def served_by_strangers(run: Evidence, _: Mapping[str, Any]) -> Finding:
         if "stranger" in attempt.prefill + attempt.decode
     ]
     during = len(run.requests) if run.named("strangers") else 0
-    return _count(found, during, "requests at workers of another fingerprint")
+    return counted(found, during, "requests at workers of another fingerprint")
 
 
 def exit_time(run: Evidence, _: Mapping[str, Any]) -> Finding:
@@ -324,7 +309,7 @@ def crashes(run: Evidence, _: Mapping[str, Any]) -> Finding:
     )
     ended = Counter(event["target"] for event in run.named("ended") if event["status"] != _POISONED)
     found = [f"{name} x{count}" for name, count in (ended - killed).items()]
-    return _count(found, len(run.scenario["routers"]) + len(run.scenario["workers"]), "crashes")
+    return counted(found, len(run.scenario["routers"]) + len(run.scenario["workers"]), "crashes")
 
 
 CHECKS: Final[dict[str, CheckFunction]] = {
@@ -332,10 +317,6 @@ CHECKS: Final[dict[str, CheckFunction]] = {
     for check in (
         lost, wrong, repeated, broken, success, retries, leaks, added_ttft, stall, rebuilt,
         decision_time, store_calls, offloads_while_cut, abort_time, exit_time, crashes, poison_deaths, poison_refused,
-        served_by_strangers, longest_silence, promoted,
+        served_by_strangers, longest_silence, promoted, *FLEET_CHECKS, *LINK_CHECKS,
     )
 }  # fmt: skip
-
-
-def _count(found: list[str], n: int, what: str) -> Finding:
-    return Finding(value=len(found), n=n, what=what, examples=tuple(found[:_EXAMPLES_MAX]))

@@ -132,6 +132,8 @@ class Client:
         self, request: Request, attempt: Attempt, item: Item, url: str
     ) -> float | None:
         headers = {"Idempotency-Key": request.key} if request.key else {}
+        if request.tenant:
+            headers["Authorization"] = f"Bearer {request.tenant}"
         body = item.body(self._model, is_stream=request.is_stream)
         async with self._session.post(url + _PATH[item.kind], json=body, headers=headers) as answer:
             attempt.headers_s = time.monotonic()

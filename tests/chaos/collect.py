@@ -24,11 +24,11 @@ async def collect_end(plant: Plant, path: Path, *, ttl_s: float) -> None:
         "ttl_s": ttl_s,
         "redis": await held_claims(plant),
         "workers": {
-            name: _samples(await scrape(f"http://{HOST}:{port}"), _WORKER_GAUGES)
+            name: samples_of(await scrape(f"http://{HOST}:{port}"), _WORKER_GAUGES)
             for name, port in plant.worker_ports.items()
         },
         "routers": {
-            name: _samples(await scrape(address.admin_url), _ROUTER_SAMPLES)
+            name: samples_of(await scrape(address.admin_url), _ROUTER_SAMPLES)
             for name, address in plant.routers.items()
         },
         "deaths": {name: child.deaths for name, child in plant.children.items()},
@@ -86,7 +86,7 @@ _ROUTER_SAMPLES: Final = (
 )
 
 
-def _samples(text: str, names: Iterable[str]) -> dict[str, float]:
+def samples_of(text: str, names: Iterable[str]) -> dict[str, float]:
     """Samples of metrics whose names begin so."""
     begins = tuple(names)
     found = {}
@@ -144,6 +144,8 @@ async def _record(
             {
                 "ended_by": attempt["ended_by"],
                 "placement": attempt["decision"]["placement"],
+                "uncached_tokens": (attempt["decision"]["prediction"] or {}).get("uncached_tokens"),
+                "links": attempt["view"]["links"],
             }
             for attempt in record["attempts"]
         ],
@@ -173,4 +175,4 @@ async def _held(session: aiohttp.ClientSession, port: int) -> float:
     except (aiohttp.ClientError, TimeoutError):
         return 1.0
     names = ("prfaas_queue_depth_requests", "prfaas_leases_active")
-    return sum(_samples(text, names).values())
+    return sum(samples_of(text, names).values())

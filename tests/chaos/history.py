@@ -54,6 +54,8 @@ class Request:
     item: int
     is_stream: bool
     key: str = ""
+    #: Whose it is, if there are several.
+    tenant: str = ""
     #: When the load meant to send it.
     due_s: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)

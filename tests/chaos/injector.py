@@ -16,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 from redis.exceptions import RedisError
 
+from chaos.fleet_actions import FleetActions
 from chaos.garbage import spoil_keys
 from chaos.plant import SIGNALS, Plant, short_session
 from chaos.scenario import Event
@@ -45,6 +46,9 @@ class Injector:
             "strangers": self._strangers,
             "skew": self._skew,
         }
+        fleet = FleetActions(plant, self._tell)
+        for action in (fleet.upgrade, fleet.mix, fleet.split, fleet.herd, fleet.kill_all):
+            self._actions[action.__name__] = action
 
     async def run(self, events: Sequence[Event], *, start_s: float) -> None:
         """

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from chaos.checks import CHECKS, Finding
+from chaos.checks import CHECKS
 from chaos.evidence import Evidence
+from chaos.findings import Finding
 
 #: 0 of n bounds the true share below 3/n with 95 % confidence.
 RULE_OF_THREE: Final = 3.0

@@ -14,6 +14,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -56,6 +57,8 @@ class Spec:
     items: int = 0
     leave_s_max: float = 1.0
     patience_s: float = 60.0
+    #: The part of each tenant; none for one without a name.
+    tenants: Sequence[float] = ()
 
 
 async def measure_capacity(target: Target, *, seconds: float, connections: int) -> float:
@@ -80,6 +83,7 @@ async def measure_capacity(target: Target, *, seconds: float, connections: int) 
 async def run_load(target: Target, spec: Spec, *, history: Path, start_s: float) -> int:
     """Send all requests at their times; how many were sent, each with a line in the history."""
     items, random = read_pool(Path(target.pool)), Random(spec.seed)
+    tenants = _tenants(spec)
     due_s = start_s
     with history.open("w", encoding="utf-8") as out:
 
@@ -93,6 +97,7 @@ async def run_load(target: Target, spec: Spec, *, history: Path, start_s: float)
             for number in range(spec.count):
                 due_s += random.expovariate(spec.rate_per_s)
                 request, patience = _drawn(number, start_s, due_s, len(items), spec, random)
+                request.tenant = next(tenants)
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 group.create_task(one(client, request, items[request.item], patience))
     return spec.count
@@ -115,6 +120,13 @@ def _drawn(
     return request, Patience(
         total_s=spec.patience_s, leave_s=leave_s * spec.leave_s_max if is_leaving else None
     )
+
+
+def _tenants(spec: Spec) -> Iterator[str]:
+    """Whose each request is; from a source of its own, so that the load is that of its seed."""
+    random, names = Random(f"{spec.seed} tenants"), [f"t{n}" for n in range(len(spec.tenants))]
+    while True:
+        yield random.choices(names, spec.tenants)[0] if names else ""
 
 
 def _four(random: Random) -> tuple[float, float, float, float]:

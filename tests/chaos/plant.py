@@ -10,13 +10,14 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import aiohttp
 from redis.asyncio import Redis
 from redis_servers import Guarded, a_guarded_master
 
 from chaos.processes import TESTS, Child, Command, Events, Helper
+from chaos.versions import Version, as_previous, unpack_previous
 from controlplane.config import (
     DatacenterConfig,
     FleetConfig,
@@ -58,12 +59,22 @@ class Topology:
     has_chaos_engine: bool = False
     #: A master with a replica and three sentinels, past the proxy, instead of one server behind it.
     has_sentinels: bool = False
+    #: A second server that copies the first one until somebody splits them.
+    has_second_redis: bool = False
+    #: Megabits per second from the far datacenter.
+    link_mbit_per_s: float = 200
+    #: All processes begin as the version before this one.
+    is_old: bool = False
+
+    def _parameters(self) -> dict[str, Any]:
+        """A threshold that stands still, which the version before this one has no word for."""
+        return {"threshold_tokens": 96} | ({} if self.is_old else {"follows_plan": False})
 
     def fleet(self) -> FleetConfig:
         """The fleet file of it; ports of routers are set for each of them."""
         return FleetConfig(
             name="chaos",
-            router=RouterConfig(datacenter=HOME, policy_parameters={"threshold_tokens": 96}),
+            router=RouterConfig(datacenter=HOME, policy_parameters=self._parameters()),
             model=self.model,
             datacenters=(
                 DatacenterConfig(name=FAR, prefill_workers=self.far_prefill),
@@ -71,7 +82,13 @@ class Topology:
                     name=HOME, prefill_workers=self.home_prefill, decode_workers=self.decode
                 ),
             ),
-            links=(LinkConfig(from_datacenter=FAR, to_datacenter=HOME, capacity_mbit_per_s=200),),
+            links=(
+                LinkConfig(
+                    from_datacenter=FAR,
+                    to_datacenter=HOME,
+                    capacity_mbit_per_s=self.link_mbit_per_s,
+                ),
+            ),
             limits=self.limits,
             kv=self.kv,
         )
@@ -89,8 +106,9 @@ class Plant:
     """
     Two datacenters on one machine.
 
-    Links of the proxy: `redis-<router>` for each router, `redis-home` and `redis-far` for workers;
-    `http-<worker>` and `kv-<worker>` for each worker of the far datacenter.
+    Links of the proxy: `redis-<router>` for each router; `redis-home-<half>` and `redis-far-<half>`
+    for workers, whose numbers are even in half 0 and odd in half 1; `http-<worker>` and `kv-<worker>` for each
+    worker of the far datacenter.
     """
 
     def __init__(self, topology: Topology, directory: Path, *, seed: int) -> None:
@@ -102,10 +120,13 @@ class Plant:
         self.children: dict[str, Child] = {}
         self.routers: dict[str, Address] = {}
         self.worker_ports: dict[str, int] = {}
-        self._redis_port = free_port()
+        self.redis_port = free_port()
+        self.second_redis_port = free_port()
         #: Ports of the proxy by link.
         self._links: dict[str, int] = {}
         self.guarded: Guarded | None = None
+        #: The new version's command of each process that runs the old one now.
+        self._new: dict[str, Command] = {}
         self._stack = contextlib.ExitStack()
 
     @classmethod
@@ -131,9 +152,16 @@ class Plant:
         if self.topology.has_sentinels:
             self.guarded = await asyncio.to_thread(self._stack.enter_context, a_guarded_master())
         else:
-            await self._start(self._redis_command(), restart_s=RESTART_S)
-            for name in ("home", "far", *(f"router-{n}" for n in range(self.topology.routers))):
-                await self._link(f"redis-{name}", self._redis_port)
+            command = self._redis_command("redis", self.redis_port)
+            await self._start(command, restart_s=RESTART_S)
+            routers = (f"router-{n}" for n in range(self.topology.routers))
+            halves = (f"{site}-{half}" for site in ("far", "home") for half in (0, 1))
+            for name in (*halves, *routers):
+                await self._link(f"redis-{name}", self.redis_port)
+            if self.topology.has_second_redis:
+                copies = ("--replicaof", HOST, str(self.redis_port))
+                command = self._redis_command("redis-b", self.second_redis_port, *copies)
+                await self._start(command, restart_s=RESTART_S)
         for number in range(self.topology.routers):
             await self._start_router(f"router-{number}")
         for site, role, count in (
@@ -150,8 +178,9 @@ class Plant:
         workers = [child for child in self.children.values() if "/" in child.name]
         await asyncio.gather(*(child.stop() for child in routers))
         await asyncio.gather(*(child.stop() for child in workers))
-        if "redis" in self.children:
-            await self.children["redis"].stop()
+        for name in ("redis-b", "redis"):
+            if name in self.children:
+                await self.children[name].stop()
         await self.proxy.stop()
         await asyncio.to_thread(self._stack.close)
 
@@ -172,7 +201,7 @@ class Plant:
             advertised_kv = await self._link(f"kv-{site}-{name}", kv_port)
             arguments += ["--advertise", f"{HOST}:{advertised}"]
             arguments += ["--advertise-kv", f"{HOST}:{advertised_kv}"]
-        redis = self._redis_url("far" if site == FAR else "home")
+        redis = self._redis_url(f"{'far' if site == FAR else 'home'}-{half_of(name)}")
         module = "chaos_worker" if self.topology.has_chaos_engine else _CLI
         command = self._command(worker_id, "worker", arguments, fleet or self.fleet, redis, module)
         self.worker_ports[worker_id] = port
@@ -190,9 +219,18 @@ class Plant:
         await self.children.pop(worker_id).stop()
         del self.worker_ports[worker_id]
 
+    async def set_version(self, name: str, version: Version) -> None:
+        """Let a process be of this version from its next life on."""
+        child = self.children[name]
+        if version == "new":
+            child.command = self._new.pop(name, child.command)
+        elif name not in self._new:
+            self._new[name] = child.command
+            child.command = await self._as_old(child.command)
+
     def redis(self) -> Redis:
         """A client of one's own, past the proxy; of the present master."""
-        port = self._redis_port
+        port = self.redis_port
         if self.guarded is not None:
             servers = (self.guarded.master, self.guarded.replica)
             port = next(one.port for one in servers if one.is_up() and one.role() == "master")
@@ -226,8 +264,15 @@ class Plant:
         self._links[name] = answer["port"]
         return self._links[name]
 
+    async def _as_old(self, command: Command) -> Command:
+        root = await asyncio.to_thread(unpack_previous, self.directory / "previous")
+        return as_previous(command, root)
+
     async def _start(self, command: Command, *, restart_s: float) -> Child:
         log = self.directory / "logs" / f"{command.name.replace('/', '-')}.log"
+        if self.topology.is_old and command.first_line:
+            self._new[command.name] = command
+            command = await self._as_old(command)
         child = Child(command, log, self.events.tell, restart_s=restart_s)
         self.children[command.name] = child
         await child.start()
@@ -258,21 +303,13 @@ class Plant:
             },
         )
 
-    def _redis_command(self) -> Command:
-        options = [
-            "--port",
-            str(self._redis_port),
-            "--bind",
-            HOST,
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
-        folder = self.directory / "redis"
+    def _redis_command(self, name: str, port: int, *more: str) -> Command:
+        folder = self.directory / name
         folder.mkdir(parents=True, exist_ok=True)
-        options += ["--dir", str(folder), "--logfile", str(self.directory / "logs" / "valkey.log")]
-        return Command(name="redis", argv=(str(find_server()), *options))
+        options = ["--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
+        options += ["--dir", str(folder), *more]
+        options += ["--logfile", str(self.directory / "logs" / f"valkey-{name}.log")]
+        return Command(name=name, argv=(str(find_server()), *options))
 
 
 async def _is_whole(session: aiohttp.ClientSession, url: str, expected: tuple[int, int]) -> bool:
@@ -282,6 +319,12 @@ async def _is_whole(session: aiohttp.ClientSession, url: str, expected: tuple[in
         seen = (said.get("prefill_workers"), said.get("decode_workers"))
         return seen == expected and said.get("store") == "ok"
     return False
+
+
+def half_of(name: str) -> int:
+    """Which half of the fleet a process is in: 0, or 1 if its number is odd."""
+    number = name.rpartition("-")[2]
+    return int(number) % 2 if number.isdigit() else 0
 
 
 def short_session() -> aiohttp.ClientSession:

@@ -16,6 +16,8 @@ from chaos_worker import DIES_IN_DECODE, DIES_IN_PREFILL, HANGS_IN_DECODE
 from chaos.client import Client, Patience
 from chaos.collect import until_idle
 from chaos.history import Request
+from chaos.link_loads import fill_link
+from chaos.own_loads import load_what_is_left, send_same
 from chaos.plant import Plant
 from chaos.pool import Item, make_prompts
 
@@ -94,5 +96,13 @@ async def _send_marked(plant: Plant, marker: str, patience: Patience, *, first: 
 
 
 PROBES: Final[dict[str, Probe]] = {
-    probe.__name__: probe for probe in (leave_at_any_stage, send_poison, send_hanging)
+    probe.__name__: probe
+    for probe in (
+        leave_at_any_stage,
+        send_poison,
+        send_hanging,
+        load_what_is_left,
+        send_same,
+        fill_link,
+    )
 }

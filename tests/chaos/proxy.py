@@ -9,6 +9,7 @@ commands name links by shell patterns, so that `*-east-*` is a whole datacenter.
     {"op": "fault", "link": PATTERN, "direction": "up" | "down" | "both", "faults": {...}}
     {"op": "heal", "link": PATTERN}
     {"op": "cut", "link": PATTERN}        resets what is open; new connections go through
+    {"op": "lead", "link": PATTERN, "target": [HOST, PORT]}    elsewhere; resets what is open
     {"op": "stats"}                       -> {"links": {NAME: {...}}}
 
 `up` is from the one who dialled to the target. A fault replaces the faults of its direction.
@@ -38,6 +39,7 @@ _SLOW_READ_BYTES: Final = 4 << 10
 #: Pieces on their way in one direction of one connection; more are not read.
 _PIECES_MAX: Final = 256
 _DIAL_S: Final = 5.0
+_LATE_S: Final = 0.02
 #: Closes with a reset instead of a polite end.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -51,6 +53,8 @@ class Faults:
     jitter_s: float = 0.0
     #: Bytes per second of all connections together; 0 for no limit.
     bytes_per_s: float = 0.0
+    #: All links that one command names share that rate, as workers share the way between datacenters.
+    is_shared: bool = False
     #: Nothing passes; all is kept and comes when the fault is over, as TCP does.
     is_stalled: bool = False
     #: Nothing passes, and what was sent is gone: connections that lost bytes are reset by `heal`.
@@ -103,6 +107,7 @@ class Link:
 
     def set_faults(self, directions: Iterable[Direction], faults: Faults) -> None:
         """Replace the faults of some directions, and wake what waits for a change."""
+        self.free_s = dict(self.free_s)
         for direction in directions:
             self.faults[direction] = faults
         if faults.is_refused:
@@ -177,11 +182,11 @@ class Connection:
             if not data:
                 delay_s += faults.slow_close_s
             if faults.bytes_per_s:
-                now_s = loop.time()
-                link.free_s[direction] = (
-                    max(link.free_s[direction], now_s) + len(data) / faults.bytes_per_s
-                )
-                await asyncio.sleep(link.free_s[direction] - now_s)
+                now_s, free_s = loop.time(), link.free_s[direction]
+                # Late by less than that it is this process that was late, and not the link idle.
+                begins_s = free_s if now_s - free_s < _LATE_S else now_s
+                link.free_s[direction] = begins_s + len(data) / faults.bytes_per_s
+                await asyncio.sleep(max(0.0, link.free_s[direction] - now_s))
             # Never before what was read earlier: jitter does not reorder a stream.
             last_s = max(last_s, loop.time() + delay_s)
             await pieces.put((last_s, data))
@@ -245,28 +250,30 @@ class Proxy:
         self._links: dict[str, Link] = {}
         self._servers: list[asyncio.Server] = []
 
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All links, in the order they were made."""
+        return tuple(self._links.values())
+
     async def do(self, command: dict[str, Any]) -> dict[str, Any]:
         """Perform one command; its answer."""
         match command["op"]:
             case "listen":
                 return {"port": await self._listen(command["link"], command["target"])}
-            case "fault":
-                directions: tuple[Direction, ...] = ("up", "down")
-                if command["direction"] != "both":
-                    directions = (command["direction"],)
-                for link in self._named(command["link"]):
-                    link.set_faults(directions, Faults(**command["faults"]))
-            case "heal":
-                for link in self._named(command["link"]):
-                    link.set_faults(("up", "down"), Faults())
-            case "cut":
-                for link in self._named(command["link"]):
-                    link.reset(link.connections)
             case "stats":
                 return {"links": {name: asdict(link.counts) for name, link in self._links.items()}}
-            case other:
-                raise ValueError(f"no such command: {other}")
+            case _:
+                one_for_all: dict[Direction, float] = {"up": 0.0, "down": 0.0}
+                for link in self._named(command["link"]):
+                    _change(link, command)
+                    if command.get("faults", {}).get("is_shared"):
+                        link.free_s = one_for_all
         return {}
+
+    def close(self) -> None:
+        """Listen no more."""
+        for server in self._servers:
+            server.close()
 
     def _named(self, pattern: str) -> list[Link]:
         found = [link for name, link in self._links.items() if fnmatch(name, pattern)]
@@ -285,6 +292,24 @@ class Proxy:
         self._links[name] = link
         port: int = server.sockets[0].getsockname()[1]
         return port
+
+
+def _change(link: Link, command: dict[str, Any]) -> None:
+    """Do to one link what a command says."""
+    both: tuple[Direction, ...] = ("up", "down")
+    match command["op"]:
+        case "fault":
+            wanted = both if command["direction"] == "both" else (command["direction"],)
+            link.set_faults(wanted, Faults(**command["faults"]))
+        case "heal":
+            link.set_faults(both, Faults())
+        case "cut":
+            link.reset(link.connections)
+        case "lead":
+            link.target = (command["target"][0], command["target"][1])
+            link.reset(link.connections)
+        case other:
+            raise ValueError(f"no such command: {other}")
 
 
 async def _serve(link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

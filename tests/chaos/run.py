@@ -91,6 +91,7 @@ class Bench:
             "seconds": seconds,
             "routers": sorted(plant.routers),
             "workers": sorted(plant.workers),
+            "version": "old" if plant.topology.is_old else "new",
         }
         write_scenario(directory / "scenario.json", scenario, facts=facts)
         if scenario.load_share:

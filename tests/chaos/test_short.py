@@ -46,7 +46,7 @@ def items() -> list[Item]:
 
 
 # One fleet for many scenarios: its start takes longer than some of them.
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("has_sentinels", [False, True], ids=["one redis", "sentinels"])
 def test_every_promise_is_kept(tmp_path: Path, items: list[Item], *, has_sentinels: bool) -> None:
     scenarios = [

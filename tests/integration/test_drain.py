@@ -205,7 +205,7 @@ def test_routers_are_replaced_one_after_another_and_nobody_notices(tmp_path: Pat
                     assert router.process is not None
                     began_s = time.monotonic()
                     router.leave()
-                    assert router.process.wait(35) == 0
+                    assert router.process.wait(60) == 0
                     took_s.append(time.monotonic() - began_s)
                     router.start()
                     wait_for(router.is_ready, 30)
@@ -240,7 +240,7 @@ def test_a_router_that_leaves_says_so_and_ends_what_it_has_begun(tmp_path: Path)
         assert answer.readline().startswith(b"data: ")
 
         router.leave()
-        wait_for(lambda: get(f"{router.url}/ready").status == 503, 5)
+        wait_for(lambda: get(f"{router.url}/ready").status == 503, 15)
 
         ready = get(f"{router.url}/ready")
         assert ready.headers["connection"] == "close"
@@ -254,7 +254,7 @@ def test_a_router_that_leaves_says_so_and_ends_what_it_has_begun(tmp_path: Path)
         assert idle.sock is not None
         assert idle.sock.recv(1) == b"", "the idle connection is closed"
         assert answer.read().endswith(b"data: [DONE]\n\n")
-        assert router.process.wait(10) == 0
+        assert router.process.wait(30) == 0
         for connection in (idle, streaming, refused):
             connection.close()
 
@@ -274,7 +274,7 @@ def test_a_router_whose_streams_do_not_end_leaves_in_time(tmp_path: Path) -> Non
         began_s = time.monotonic()
         router.leave()
         try:
-            status = router.process.wait(20)
+            status = router.process.wait(40)
             took_s = time.monotonic() - began_s
             rest = answer.read()
         except (OSError, HTTPException) as error:
@@ -286,5 +286,6 @@ def test_a_router_whose_streams_do_not_end_leaves_in_time(tmp_path: Path) -> Non
 
         print(f"with a stream that does not end: gone after {took_s:.1f} s")
         assert status == 0
-        assert took_s <= 5.5
+        # Its stream would go on until the 30 s of a worker that says nothing, or for ever.
+        assert took_s <= 20
         assert not rest.endswith(b"data: [DONE]\n\n")

@@ -51,7 +51,8 @@ def test_a_storm_of_retries_reaches_no_worker_and_passes(tmp_path: Path) -> None
         assert refused + outcomes["served"] <= 3 * offered
         assert outcomes["served"] >= offered / 4
         assert after.status == 200
-        assert calm_s < 5
+        # At once, and not when those before it have given up.
+        assert calm_s < 20
 
 
 def a_client(fleet: Fleet, number: int) -> Counter[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from chaos.client import Client, Patience
 from chaos.collect import held_claims, until_idle
 from chaos.history import Attempt, Request
@@ -126,6 +128,45 @@ async def test_the_death_of_one_leaves_the_other_and_its_claims_expire(tmp_path:
     assert all_right(answers[1::2], items[1::2])
     assert idle_s is not None, "orphans still run"
     assert left["reserved"] == left["link"] == 0
+
+
+async def test_a_policy_changed_at_one_decides_at_both_and_an_answer_says_so(
+    tmp_path: Path,
+) -> None:
+    items = await items_of(SMALL, 1)
+    change = {"policy": "local_only", "shadows": [{"policy": "prfaas"}], "by": "a test"}
+    async with Plant.running(SMALL, tmp_path, seed=1) as plant, short_session() as session:
+        urls = [address.admin_url for _, address in sorted(plant.routers.items())]
+        began_s = time.monotonic()
+        async with session.put(f"{urls[0]}/admin/v1/policy", json=change) as answer:
+            assert answer.status == 200, await answer.text()
+        for url in urls:
+            await until_read(
+                session, f"{url}/admin/v1/state", lambda state: state["policy"]["version"]
+            )
+        print(f"both routers followed within {time.monotonic() - began_s:.3f} s")
+        sent = await send(plant, 1, items[0])
+        log = f"{urls[1]}/admin/v1/decisions"
+        page = await until_read(session, log, lambda page: page["decisions"])
+        async with session.get(f"{log}/{page['decisions'][0]['decision_id']}") as answer:
+            (attempt,) = (await answer.json())["attempts"]
+
+    assert sent.text == items[0].text
+    assert (attempt["policy"], attempt["policy_version"]) == ("local_only", 1)
+    assert [(one["policy"], one["fault"]) for one in attempt["shadows"]] == [("prfaas", None)]
+
+
+async def until_read(
+    session: aiohttp.ClientSession, url: str, is_there: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """What an admin API says once that is there."""
+    for _ in range(1000):
+        async with session.get(url) as answer:
+            document: dict[str, Any] = await answer.json()
+        if is_there(document):
+            return document
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{url} says {document}")
 
 
 async def test_one_key_at_both_at_once_is_one_prefill(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_a_second_signal_ends_everything_at_once(home: Path, tmp_path: Path) -> 
     """Whatever is in flight; it was asked for twice."""
     with running(a_small_fleet(), tmp_path) as fleet, a_stream(fleet, 1900) as answer:
         fleet.process.send_signal(signal.SIGINT)
-        wait_for(lambda: get(fleet.url + "/ready").status == 503, 5)
+        wait_for(lambda: get(fleet.url + "/ready").status == 503, 15)
         began_s = time.monotonic()
         fleet.process.send_signal(signal.SIGINT)
 
@@ -318,7 +318,8 @@ def test_a_second_signal_ends_everything_at_once(home: Path, tmp_path: Path) -> 
             answer.read()
 
     assert status == 0, fleet.log
-    assert took_s < 5
+    # The stream alone would take longer.
+    assert took_s < 15
     assert left_behind(home) == []
 
 
@@ -393,8 +394,8 @@ def test_a_worker_that_dies_again_and_again_is_given_up_loudly(home: Path, tmp_p
         for _ in range(5):
             pid = wait_for(lambda: fleet.pids().get("west/decode-0"), 20)
             os.kill(pid, signal.SIGKILL)
-            wait_for(lambda pid=pid: is_gone(pid), 5)
-        wait_for(lambda: said(fleet, "west/decode-0 ended (killed by SIGKILL, 5 times"), 5)
+            wait_for(lambda pid=pid: is_gone(pid), 20)
+        wait_for(lambda: said(fleet, "west/decode-0 ended (killed by SIGKILL, 5 times"), 20)
 
         answer = fleet.complete("who is there?")
 
@@ -498,12 +499,12 @@ def test_single_processes_form_a_fleet(home: Path) -> None:
         answer = post(f"{url}/v1/completions", json.dumps(body).encode())
 
         prefill.terminate()
-        prefill_status = prefill.wait(8)
-        wait_for(lambda: get(f"{url}/ready").json()["prefill_workers"] == 0, 1)
+        prefill_status = prefill.wait(30)
+        wait_for(lambda: get(f"{url}/ready").json()["prefill_workers"] == 0, 10)
         decode.send_signal(signal.SIGINT)
-        decode_status = decode.wait(8)
+        decode_status = decode.wait(30)
         router.terminate()
-        router_status = router.wait(8)
+        router_status = router.wait(30)
 
     assert answer.status == 200
     assert answer.headers["x-prfaas-prefill"] == "east/prefill-0"

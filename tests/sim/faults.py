@@ -18,6 +18,16 @@ WORKERS = (*PREFILLS, *DECODES)
 #: How many plans have readers that come back.
 _STALE = 0.25
 
+#: How many plans have a store that is split.
+_SPLITS = 0.1
+
+#: How many plans have operators who let another policy decide, and which ones they take.
+_SWITCHES = 0.25
+POLICIES = ("prfaas", "lookahead", "round_robin", "least_loaded")
+
+#: Those that are at its second primary then.
+SECOND_HALF = (*PREFILLS[1::2], *DECODES[1::2], *ROUTERS[1::2])
+
 #: How often a worker that leaves is not heard.
 _UNHEARD = 0.4
 
@@ -124,6 +134,8 @@ def draw_plan(seed: int) -> Plan:
     )
     if random.random() < _STALE:
         faults += _stale_reader(random, random.uniform(FIRST_S, LAST_S - 2.0))
+    faults += _split(Dice(f"{seed} split"))
+    faults += _switch(Dice(f"{seed} switch"))
     return replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
@@ -260,6 +272,28 @@ def _flush(_: Dice, at_s: float) -> list[Fault]:
 def _failover(dice: Dice, at_s: float) -> list[Fault]:
     """The state goes back by `amount` seconds."""
     return [Fault(at_s, "store_failover", STORE, amount=dice.uniform(0.02, 1.5))]
+
+
+def _split(dice: Dice) -> list[Fault]:
+    """
+    Two primaries, half of all processes at each, for `for_s`; in some plans, beside their kinds.
+
+    Of dice of its own: the other plans are what they were without it.
+    """
+    if dice.random() >= _SPLITS:
+        return []
+    at_s = dice.uniform(FIRST_S, LAST_S - 4.0)
+    return [Fault(at_s, "store_split", STORE, for_s=_some(dice, 1.0, 8.0))]
+
+
+def _switch(dice: Dice) -> list[Fault]:
+    """Another policy decides from now on, and one more answers in its shadow; of dice of its own."""
+    if dice.random() >= _SWITCHES:
+        return []
+    return [
+        Fault(dice.uniform(FIRST_S, LAST_S), "policy_switch", *dice.sample(POLICIES, k=2))
+        for _ in range(dice.choice((1, 1, 2)))
+    ]
 
 
 _DRAWS: dict[str, _Draw] = {

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from sim.clients import Asked, read_answer
 from sim.oracle import BLOCK
-from sim.wiring import RouterNode, WorkerNode, index_of, known_workers
+from sim.wiring import (
+    RouterNode,
+    WorkerNode,
+    decides,
+    index_of,
+    known_workers,
+    published_policy,
+    troubles_with_policies,
+)
 
 from controlplane.domain.decision import Decision
 from controlplane.router.records import Attempt, DecisionRecord, decode_record, encode_record
@@ -47,11 +55,14 @@ _REPLAYED = 6
 #: Kinds of faults that keep messages back: what was given up may arrive later than its end.
 _LATE = frozenset({
     "cut", "cut_one_way", "swizzle", "delay", "pause", "store_slow", "store_error",
-    "store_lost_call", "store_pause", "store_kill", "store_failover",
+    "store_lost_call", "store_pause", "store_kill", "store_failover", "store_split",
 })  # fmt: skip
 
 #: Those of them that keep a worker from hearing that it should stop.
 _DEAF = frozenset({"cut", "cut_one_way", "swizzle", "delay", "pause", "duplicate"})
+
+#: Kinds of faults after which the store has lost what it had said.
+_FORGETFUL = frozenset({"store_flush", "store_kill", "store_failover", "store_split"})
 
 #: A worker stops working for a client that left within this; messages and one look come on top.
 _ABORT_S = 1.0
@@ -166,7 +177,7 @@ class Judge:
         ledger = self._world.shared.store.memory._ledger
         store_s = ledger._clock()
         for place, members in ledger._places.items():
-            for member, until_s in members.items():
+            for member, (until_s, _) in members.items():
                 if until_s <= store_s:
                     continue
                 request_id = member.split(":", 2)[2].rpartition(".")[0]
@@ -376,6 +387,7 @@ class Judge:
         self.check(services.coalescing._waiters == 0, "I5", f"{name}: waiters are left")
         self.check(not node.recorder._pending, "I5", f"{name}: {node.recorder!r}")
         self.check(not node.tracker.is_store_away, "I14", f"{name} has not found the store again")
+        self._judge_policy(node)
         for other in self._world.nodes.values():
             if isinstance(other, WorkerNode):
                 known = index_of(node, other.process.name)
@@ -392,6 +404,17 @@ class Judge:
         for worker_id, known in known_workers(node):
             left = known.delta_requests
             self.check(left == 0, "I6", f"{name} counts {left} claims at {worker_id} for nobody")
+
+    def _judge_policy(self, node: RouterNode) -> None:
+        """What was published last decides, and no policy has failed."""
+        name, published = node.process.name, published_policy(self._world.shared)
+        found = troubles_with_policies(node)
+        self.check(not found, "policy", f"{name}: {found}")
+        # A store that lost events, or went back in time, is looked at once in 30 s.
+        if published is not None and not self._world.plan.kinds & _FORGETFUL:
+            live = decides(node)
+            said = f"{name} decides by {live}, {published} is published"
+            self.check(live == published, "policy", said)
 
     def _judge_idle_worker(self, node: WorkerNode) -> None:
         name = node.process.name

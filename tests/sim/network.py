@@ -97,6 +97,8 @@ class Network:
         self.spoilt: dict[str, float] = {}
         self.spoil: Callable[[bytes, Random], list[bytes]] = lambda data, _: [data]
         self.counts: Counter[str] = Counter()
+        #: Routers probe links until what is left of requests is looked for.
+        self.is_probing = True
         self.owners: dict[Host, Process] = {}
         #: Where KV was, by owner: what a stale reader still believes.
         self.locations: dict[str, deque[KvLocation]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
@@ -34,7 +34,10 @@ STORE = "store"
 
 #: What a store that loses its tail, or all, has of it; the clock and the number of the last event
 #: go on, as the identifiers of a Redis stream do.
-_KEPT = ("_ledger", "_roster", "_buckets", "_segments", "_decisions", "_claims", "_documents")
+_KEPT = (
+    "_ledger", "_roster", "_buckets", "_segments", "_decisions", "_claims", "_documents",
+    "_leaders", "_traffic",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -61,6 +64,9 @@ class StoreNode:
         self.troubles = StoreTroubles()
         #: Calls that are waiting for events: cut when the store fails over.
         self._saved: dict[str, Any] | None = None
+        #: The second primary of a split, and the processes that see it.
+        self._other: MemoryStore | None = None
+        self._there: frozenset[str] = frozenset()
         self._clock = clock
 
     def save(self) -> None:
@@ -75,6 +81,26 @@ class StoreNode:
             for name, value in self._saved.items():
                 setattr(self.memory, name, value)
             self._saved = None
+
+    def of(self, name: str) -> MemoryStore:
+        """The state that a process sees."""
+        return self._other if self._other is not None and name in self._there else self.memory
+
+    def split(self, there: Iterable[str]) -> None:
+        """Two primaries with the same past; from now on these processes see the second one."""
+        kept = {name: getattr(self.memory, name) for name in (*_KEPT, "_events")}
+        self._other = MemoryStore(config=self.config, clock=self._clock)
+        for name, value in copy.deepcopy(kept, {id(self._clock): self._clock}).items():
+            setattr(self._other, name, value)
+        self._other._event_number = self.memory._event_number
+        self._there = frozenset(there)
+
+    def join(self) -> None:
+        """One again; what the second one learned alone is lost, but for the number of its events."""
+        if self._other is not None:
+            numbers = (self.memory._event_number, self._other._event_number)
+            self.memory._event_number = max(numbers)
+            self._other = None
 
     def flush(self) -> None:
         """Forget everything."""
@@ -131,7 +157,7 @@ class SimStore:
             if troubles.slow_s:
                 counts["store_slow"] += 1
                 await asyncio.sleep(troubles.slow_s * self._random.random())
-            return await work(self._node.memory)
+            return await work(self._node.of(self._process.name))
 
         async def never(_: Process) -> T:
             await asyncio.get_running_loop().create_future()
@@ -246,6 +272,18 @@ class SimStore:
 
     async def document(self, topic: Topic) -> Document | None:
         return await self._ask("document", lambda store: store.document(topic))
+
+    async def lead(self, topic: Topic, owner: str, *, ttl_s: float) -> bool:
+        return await self._ask("lead", lambda store: store.lead(topic, owner, ttl_s=ttl_s))
+
+    async def resign(self, topic: Topic, owner: str) -> None:
+        await self._ask("resign", lambda store: store.resign(topic, owner))
+
+    async def put_traffic(self, router: str, body: bytes, *, ttl_s: float) -> None:
+        await self._ask("put_traffic", lambda store: store.put_traffic(router, body, ttl_s=ttl_s))
+
+    async def traffic(self) -> Sequence[bytes]:
+        return await self._ask("traffic", lambda store: store.traffic())
 
     async def close(self) -> None:
         self._is_closed = True

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from sim.bugs.catalogue import BUGS
-from sim.recall import hunt
+from sim.recall import hunt, known_catches
 
-#: Bug and the seed that caught it when it was planted first.
-CATCHES = {
-    line.split()[0]: int(line.split()[1])
-    for line in (Path(__file__).parent / "bugs" / "catches.txt").read_text().splitlines()
-    if line and not line.startswith("#")
-}
+#: Bug and the seed that caught it last.
+CATCHES = known_catches()
 
 #: When the code has changed, another seed may be the one.
 OTHERS = range(60)

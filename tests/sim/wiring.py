@@ -12,7 +12,14 @@ from random import Random
 from typing import Any
 
 from sim.clients import serve_clients
-from sim.doors import SimProber, SimWorkerClient, open_decode_door, open_prefill_door
+from sim.doors import (
+    SimLinkProber,
+    SimProber,
+    SimWorkerClient,
+    open_decode_door,
+    open_prefill_door,
+    open_probe_door,
+)
 from sim.engine import EngineTimes, OracleEngine
 from sim.kv import KV_PORT, SimKvServer
 from sim.network import Network, Process
@@ -28,19 +35,28 @@ from controlplane.config import (
     ModelConfig,
     RouterConfig,
 )
+from controlplane.config_health import HealthConfig
 from controlplane.observe.metrics import RouterMetrics
 from controlplane.router.assembly import assemble
 from controlplane.router.dispatcher import Dispatcher
+from controlplane.router.documents import DocumentFeed, take_plan, take_policy
 from controlplane.router.feed import ViewFeed
 from controlplane.router.known import KnownWorker
+from controlplane.router.link_probes import LinkProbes
+from controlplane.router.policy_document import (
+    PolicyChange,
+    PolicyChoice,
+    changed,
+    read_document,
+)
 from controlplane.router.probes import Probes
 from controlplane.router.recorder import Recorder
 from controlplane.router.rules import view_rules
 from controlplane.router.view import ViewTracker
-from controlplane.wire import WorkerBeat
+from controlplane.store.memory_store import MemoryStore
+from controlplane.wire import KvAddress, WorkerBeat
 from policies.registry import load_policy
 from workers.agent import Agent
-from workers.app import _drain, _engine_changed, _Parts, _requests_max
 from workers.decode_service import DecodeService
 from workers.engine import Engine
 from workers.identity import Identity
@@ -49,6 +65,10 @@ from workers.kv.segments import SegmentStore
 from workers.links import LinkMeters
 from workers.locations import LocationPublisher
 from workers.metrics import WorkerMetrics
+from workers.parts import Parts as _Parts
+from workers.parts import drain as _drain
+from workers.parts import engine_changed as _engine_changed
+from workers.parts import requests_max as _requests_max
 from workers.prefill_service import PrefillService
 from workers.watch import EngineWatch
 
@@ -63,6 +83,11 @@ DECODES = ("west/d1", "west/d2", "west/d3", "east/d4")
 ROUTERS = ("west/r1", "west/r2")
 
 
+def parameters_of(policy: str) -> dict[str, Any]:
+    """Parameters under which prompts of this small world cross links."""
+    return {"threshold_tokens": 64} if policy == "prfaas" else {}
+
+
 def a_fleet(policy: str) -> FleetConfig:
     """Two datacenters with two prefill workers each, and four decode workers."""
     return FleetConfig(
@@ -70,7 +95,7 @@ def a_fleet(policy: str) -> FleetConfig:
         router=RouterConfig(
             datacenter="west",
             policy=policy,
-            policy_parameters={"threshold_tokens": 64} if policy == "prfaas" else {},
+            policy_parameters=parameters_of(policy),
         ),
         model=ModelConfig(
             name=MODEL, context_tokens_max=2048, decode_slots=4, queue_requests_max=12
@@ -92,6 +117,8 @@ def a_fleet(policy: str) -> FleetConfig:
             retry_floor=2,
         ),
         kv=KvConfig(lease_s=6.0, renew_interval_s=2.0),
+        # As often as in production they would be a third of all that is simulated.
+        health=HealthConfig(link_probe_interval_s=1.5),
     )
 
 
@@ -104,6 +131,7 @@ class RouterNode:
     dispatcher: Dispatcher
     tracker: ViewTracker
     recorder: Recorder
+    metrics: RouterMetrics
     store: SimStore
     in_flight_max: int = 0
     is_leaving: bool = False
@@ -197,11 +225,18 @@ def _start_router(shared: Shared, process: Process) -> RouterNode:
         seeds=shared.random(process, "decisions"),
     )
     services = dispatcher.services
+    documents = DocumentFeed(
+        store,
+        metrics,
+        {"policy": partial(take_policy, services), "plan": partial(take_plan, tracker)},
+    )
     feed = ViewFeed(
         store,
         tracker,
         clock,
         on_blamed=lambda blamed: services.quarantine.blame(blamed.fingerprint, blamed.incarnation),
+        on_published=documents.published,
+        on_synced=documents.missed,
     )
     node = RouterNode(
         process=process,
@@ -209,15 +244,26 @@ def _start_router(shared: Shared, process: Process) -> RouterNode:
         dispatcher=dispatcher,
         tracker=tracker,
         recorder=recorder,
+        metrics=metrics,
         store=store,
     )
     process.spawn(feed.run(), "feed")
+    process.spawn(documents.run(), "documents")
     process.spawn(recorder.run(), "recorder")
     process.spawn(services.keys.run(), "keys")
     probes = Probes(
         SimProber(workers), tracker, metrics, fleet.health, shared.random(process, "probes")
     )
     process.spawn(probes.run(), "probes")
+    link_probes = LinkProbes(
+        SimLinkProber(process),
+        tracker,
+        metrics,
+        fleet.health,
+        shared.random(process, "link probes"),
+        clock,
+    )
+    process.spawn(link_probes.run(), "link probes")
 
     async def listen() -> None:
         with suppress(TimeoutError):
@@ -227,6 +273,41 @@ def _start_router(shared: Shared, process: Process) -> RouterNode:
 
     process.spawn(listen(), "listen")
     return node
+
+
+async def publish_policy(store: MemoryStore, policy: str, shadow: str) -> None:
+    """Let another policy decide in all routers, and one more answer in its shadow."""
+    before = await store.document("policy")
+    change = PolicyChange(
+        policy=policy,
+        parameters=parameters_of(policy),
+        shadows=(PolicyChoice(policy=shadow, parameters=parameters_of(shadow)),),
+    )
+    after = changed(read_document(before.body) if before is not None else None, change, at=0.0)
+    await store.publish("policy", after.model_dump_json().encode())
+
+
+def decides(node: RouterNode) -> str:
+    """The policy that decides in a router."""
+    return node.dispatcher.services.policy.name
+
+
+def published_policy(shared: Shared) -> str | None:
+    """The policy that the store says should decide, None when none was published."""
+    document = shared.store.memory._documents.get("policy")
+    return read_document(document.body).live.policy if document is not None else None
+
+
+def troubles_with_policies(node: RouterNode) -> list[str]:
+    """Policies that failed, and documents that were refused: none of either is there."""
+    metrics = node.metrics
+    return [
+        f"{metric.name} {sample.labels}"
+        for counter in (metrics.policy_faults_total, metrics.documents_refused_total)
+        for metric in counter.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.value
+    ]
 
 
 def known_workers(node: RouterNode) -> list[tuple[str, KnownWorker]]:
@@ -287,6 +368,7 @@ def _start_worker(shared: Shared, process: Process) -> WorkerNode:
         jobs=parts.jobs,
         links=parts.links,
         is_stalled=lambda: watch.is_stalled,
+        kv=KvAddress(host=process.name, port=KV_PORT) if role == "prefill" else None,
         clock=clock,
     )
     watch = EngineWatch(
@@ -366,6 +448,8 @@ def _decode_parts(
         violate=shared.violate,
         strip=_strip if process.name in shared.old else lambda head: head,
     )
+    if process.name not in shared.old:
+        open_probe_door(process)
 
 
 async def stop_worker(shared: Shared, node: WorkerNode) -> None:

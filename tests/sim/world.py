@@ -16,7 +16,7 @@ from typing import Any
 
 from sim.clients import Asked, ask
 from sim.engine import EngineTimes
-from sim.faults import Fault, Plan, draw_plan
+from sim.faults import SECOND_HALF, Fault, Plan, draw_plan
 from sim.invariants import Judge
 from sim.kv import kv_over, spoil
 from sim.network import Network, Process
@@ -31,6 +31,7 @@ from sim.wiring import (
     Shared,
     WorkerNode,
     a_fleet,
+    publish_policy,
     start_router,
     start_worker,
     stop_router,
@@ -110,7 +111,7 @@ class World:
         self.network = Network(self.loop, self.random("network"), self.context)
         self.network.spoil = spoil
         self.judge = Judge(self)
-        policy = self.random("policy").choice(("prfaas", "prfaas", "round_robin"))
+        policy = self.random("policy").choice(("prfaas", "prfaas", "lookahead", "round_robin"))
         fleet = a_fleet(policy)
         store_process = self.process(STORE)
         store = StoreNode(self.network, fleet.store, lambda: store_process.host.run(self.loop.time))
@@ -236,6 +237,13 @@ class World:
         match fault.kind:
             case "store_flush":
                 store.flush()
+            case "store_split":
+                store.split(SECOND_HALF)
+                self._revive_store()
+                return self._join_store
+            case "policy_switch":
+                process = self.network.processes[STORE]
+                process.spawn(publish_policy(store.memory, fault.target, fault.other), "publish")
             case "store_failover":
                 store.lose_tail()
                 self._revive_store()
@@ -248,6 +256,10 @@ class World:
                 setattr(store.troubles, name, fault.amount)
                 return lambda: setattr(store.troubles, name, 0.0)
         return None
+
+    def _join_store(self) -> None:
+        self.shared.store.join()
+        self._revive_store()
 
     def _revive_store(self) -> None:
         """Another server takes over: connections of the first one break."""
@@ -332,6 +344,7 @@ class World:
         network.spoilt.clear()
         troubles = self.shared.store.troubles
         troubles.error = troubles.lost_answer = troubles.lost_call = troubles.slow_s = 0.0
+        self.shared.store.join()
         if not network.processes[STORE].is_alive:
             self._revive_store()
         for process in network.processes.values():
@@ -362,8 +375,16 @@ class World:
         await asyncio.wait(asking, timeout=last_s - self.loop.now_s)
         await asyncio.sleep(SETTLE_S)
         self.judge.settled()
+        self._judge_own_tasks()
+        self.network.is_probing = False
         await asyncio.sleep(TTL_S)
         self.judge.final()
+
+    def _judge_own_tasks(self) -> None:
+        """A look that broke off has seen nothing since."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and task.exception() is not None:
+                self.judge.violate("bug", f"{task.get_name()} broke off: {task.exception()!r}")
 
     def _ask(self, clients: Process, asked: Asked) -> asyncio.Task[None]:
         async def later() -> None:

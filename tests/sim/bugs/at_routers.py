@@ -13,6 +13,7 @@ from controlplane.domain.lifecycle import table
 from controlplane.domain.lifecycle.instructions import AbortDecode, AbortPrefill
 from controlplane.router.coalescing import Coalescing
 from controlplane.router.dispatcher import Dispatcher
+from controlplane.router.documents import DocumentFeed
 from controlplane.router.flight import Flight
 from controlplane.router.holdings import Holdings
 from controlplane.router.keys import KeyKeeper
@@ -219,3 +220,23 @@ def key_not_shared(patch: Patch) -> None:
         del self, key, digest
 
     patch.set(KeyKeeper, "_refusal", refusal)
+
+
+@bug("a router that runs does not hear that another policy was published", "policy_switch")
+def switch_not_heard(patch: Patch) -> None:
+    patch.set(DocumentFeed, "published", lambda self, published: None)
+
+
+@bug("a request is recorded with the policy that was live before", "policy_switch")
+def wrong_policy_recorded(patch: Patch) -> None:
+    firsts: dict[str, str] = {}
+
+    def change(real: Any) -> Any:
+        def decide(self: Services, features: Any) -> Any:
+            first = firsts.setdefault(self.router_id, self.policy.name)
+            attempt = real(self, features)
+            return replace(attempt, policy=first, parameters={})
+
+        return decide
+
+    patch.wrap(Services, "decide", change)

@@ -104,7 +104,7 @@ def lease_by_wall_clock(patch: Patch) -> None:
     patch.wrap(SegmentStore, "__init__", change)
 
 
-@bug("a second abort frees what is in the slot now", "duplicate", "client_leaves")
+@bug("an abort of what has been released already frees what is in the slot now", "client_leaves")
 def release_twice(patch: Patch) -> None:
     def release(self: SegmentStore, segment: Segment) -> None:
         there = self._known.pop(segment.segment_id, None)
@@ -112,19 +112,29 @@ def release_twice(patch: Patch) -> None:
             there.drop("released")
 
     patch.set(SegmentStore, "release", release)
-    kept: dict[str, Segment] = {}
 
-    def change(real: Any) -> Any:
+    def change_dropped(real: Any) -> Any:
+        def dropped(self: PrefillService, segment: Segment) -> None:
+            before = dict(self._segment_of)
+            real(self, segment)
+            gone = {job_id: one for job_id, one in before.items() if one is segment}
+            self.__dict__.setdefault("_gone", {}).update(gone)
+
+        return dropped
+
+    def change_abort(real: Any) -> Any:
         def abort(self: PrefillService, job_id: str) -> Any:
-            segment = self._segment_of.get(job_id) or kept.get(job_id)
-            if segment is not None:
-                kept[job_id] = segment
-                self._segments.release(segment)
+            gone = self.__dict__.setdefault("_gone", {})
+            if job_id in self._segment_of:
+                gone[job_id] = self._segment_of[job_id]
+            elif job_id in gone:
+                self._segments.release(gone[job_id])
             return real(self, job_id)
 
         return abort
 
-    patch.wrap(PrefillService, "abort", change)
+    patch.wrap(PrefillService, "dropped", change_dropped)
+    patch.wrap(PrefillService, "abort", change_abort)
 
 
 @bug("aborts of prefill are ignored", "client_leaves")
