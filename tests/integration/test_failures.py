@@ -202,7 +202,10 @@ def test_a_datacenter_that_does_not_answer_is_left_out(
 
         assert answer.status == 200
         assert answer.headers["x-prfaas-prefill"] == "west/prefill-0"
-        assert events(fleet, answer) == ["PrefillTimedOut", "PrefillTimedOut", "ok"]
+        # Both were tried, or the link was found out by probes after the first.
+        *failed, last = events(fleet, answer)
+        assert failed in (["PrefillTimedOut"], ["PrefillTimedOut"] * 2)
+        assert last == "ok"
 
 
 def test_a_frozen_prefill_worker_is_noticed_in_the_middle_of_a_transfer(
