@@ -26,7 +26,7 @@ from controlplane.domain.throughput.problem import Balance, DemandOptions, Probl
 TOLERANCE = 1e-5
 #: With more resources than this, so many times more: every further digit takes as long as the first.
 _SMALL = 24
-_LARGE_TOLERANCE = 100
+_LARGE_TOLERANCE = 10
 #: Prices below this part of all are none.
 _NO_PRICE = 1e-6
 #: Rows of links that did not seem to bind are added this often at most; each time all that do not fit.

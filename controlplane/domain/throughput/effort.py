@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Steps of a solution unless said otherwise: some 2 s of a slow core, two and a half of them a ms of
-#: the simplex method with 160 rows. Sixteen datacenters with 120 links need a fifth.
-STEPS_MAX = 30_000_000
+#: Steps of a solution unless said otherwise: some 2 s of a slow core. Eight datacenters
+#: that prefill and eight that serve, with 120 links of 5 to 50 Gbit/s, need less than a third.
+STEPS_MAX = 50_000_000
 
 
 @dataclass(slots=True)
@@ -15,7 +15,7 @@ class Effort:
     """Steps that are left; one is about a multiplication and an addition. Mutable: `spend` counts."""
 
     left: float = math.inf
-    #: Kept for what comes later: `is_spent` with so many left.
+    #: Kept for what comes later: `stops` with so many left.
     kept: float = 0.0
     #: Whether something was left undone for want of steps.
     is_cut_short: bool = False

@@ -44,11 +44,15 @@ _SETTLED = 1e-9
 #: Rates are compared with this tolerance.
 _NEARLY = 1 - 1e-9
 #: Part of the effort that the last solution, the one for the best roles, is sure to have.
-_KEPT_FOR_LAST = 0.4
+_KEPT_FOR_LAST = 0.6
 #: With more resources than this the search for roles begins with a guess.
 _GUESSED = 24
 #: Relative gap to the bound that is enough for a guess.
-_GUESS_TOLERANCE = 5e-5
+_GUESS_TOLERANCE = 1e-3
+#: Part of the effort that is for a last try with few links, where all of them took too long.
+_FOR_FEW_LINKS = 0.25
+#: A guess looks at so many links in all, the widest into each datacenter.
+_WIDE_LINKS = 64
 
 
 def solve(
@@ -80,7 +84,10 @@ def solve(
     """
     if not 0 <= lend_max <= 1:
         raise ValueError(f"lend_max = {lend_max:g} must be from 0 to 1")
-    search = _Search(lay_out(fleet, traffic), form, lend_max, Effort(left=steps_max))
+    narrow = steps_max * _FOR_FEW_LINKS
+    search = _Search(
+        lay_out(fleet, traffic), form, lend_max, Effort(left=steps_max - narrow), narrow
+    )
     return search.best(roles or {})
 
 
@@ -101,6 +108,8 @@ class _Search:
     form: Form
     lend_max: float
     effort: Effort
+    #: What a last try with few links may cost.
+    narrow_steps: float
     pool: WayPool = field(default_factory=WayPool)
 
     def best(self, roles: Mapping[str, SiteRoles]) -> Solution:
@@ -160,11 +169,27 @@ class _Search:
         middle = len(steps) // 2
         if len(rows) <= _GUESSED or all(len(each) == 1 for each in choices):
             return middle
-        problem = Problem(demands=self.layout.demands(), rows=rows, kv=self.layout.kv_curve())
+        problem = self._with_wide_links(
+            Problem(demands=self.layout.demands(), rows=rows, kv=self.layout.kv_curve())
+        )
         if not all(map(problem.can_serve, problem.demands)):
             return middle
-        rho = rough(problem, self.pool, self.effort, _GUESS_TOLERANCE)
+        rho = rough(problem, WayPool(), self.effort, _GUESS_TOLERANCE)
         return min(max(bisect_left(steps, 1 / rho), 0), len(steps) - 1)
+
+    def _with_wide_links(self, problem: Problem) -> Problem:
+        """The same with the widest links only: those without a row are not used."""
+        each = max(1, _WIDE_LINKS // len(problem.demands))
+        capacity = {row.resource: row.capacity for row in problem.rows}
+        kept: set[int] = set()
+        for demand in problem.demands:
+            links = [option.link for option in demand.options if option.link is not None]
+            kept.update(sorted(links, key=lambda link: -capacity[link])[:each])
+        first = self.layout.link_number(0)
+        return replace(
+            problem,
+            rows=tuple(row for row in problem.rows if row.resource < first or row.resource in kept),
+        )
 
     def _choices(self, number: int, roles: Mapping[str, SiteRoles]) -> tuple[Level, ...]:
         """Levels of a serving datacenter that are allowed."""
@@ -232,10 +257,20 @@ class _Search:
         if not all(map(problem.can_serve, problem.demands)):
             return None
         found = self._bands(case, problem, self.pool)
+        narrow = self._with_wide_links(problem)
+        if self.effort.is_cut_short and all(map(narrow.can_serve, narrow.demands)):
+            # Few links well used may be better than many with their shares half found.
+            rough_found = self._bands(case, narrow, WayPool(), Effort(left=self.narrow_steps))
+            if rough_found.rate_per_s > found.rate_per_s:
+                # A bound of few links is none of all.
+                balanced = replace(rough_found.balance, bound=found.balance.bound)
+                found = replace(rough_found, balance=balanced)
         return found if self.form == "exact" else self._settled(case, found)
 
-    def _bands(self, case: Case, problem: Problem, pool: WayPool) -> _Found:
-        shared = balance(problem, pool, effort=self.effort)
+    def _bands(
+        self, case: Case, problem: Problem, pool: WayPool, effort: Effort | None = None
+    ) -> _Found:
+        shared = balance(problem, pool, effort=effort or self.effort)
         shares = [*zip(problem.demands, shared.ways, shared.costs, strict=True)]
         return max(
             (
