@@ -15,7 +15,9 @@ from policies.api import Parameters
 from policies.copies import copy_sources, with_best_copy
 from policies.costs import Costed, Coster, Weights, total_s
 from policies.decode_sites import other_sites, seen_from
+from policies.objectives import Objective
 from policies.pipeline import Choice, Option, place
+from policies.search import best_of_sites
 
 #: Placements whose terms a record keeps: the cheapest.
 _EXPLAINED_MAX: Final = 8
@@ -36,6 +38,11 @@ class LookaheadParameters(Parameters):
     #: Nothing heard for longer: queues may have moved on as far as the view is old, and placements
     #: within that of the best share the work by chance, so that routers do not all choose the same.
     stale_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.5
+    #: Objective of TTFT for requests without a deadline of their own: those that cannot be within it
+    #: are kept out of the way of those that can. None: each is as early as it can be.
+    ttft_slo_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] | None = None
+    #: No worker with a longer queue gets those requests, while another has a shorter one.
+    ttft_late_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 60.0
 
 
 class LookaheadPolicy:
@@ -71,7 +78,7 @@ class LookaheadPolicy:
         if other.prediction is None or best.prediction is None or best.placement is None:
             return False
         if best.reason != other.reason:
-            return best.reason == "deadline_unreachable"
+            return best.reason != "least_cost"
         is_at_home = best.placement.decode_datacenter == home
         margin = self._parameters.margin_share if is_at_home else 0.0
         return total_s(other.prediction) < (1 - margin) * total_s(best.prediction)
@@ -86,9 +93,21 @@ class LookaheadPolicy:
         def rule(options: Sequence[Option], decode: WorkerView) -> Choice:
             ranked = self._costed(options, trusted, view, decode)
             best = _Bests(self._parameters, decode.datacenter, view.age_s, rng)
+            if objective is not None:
+                return _within(ranked, objective, best, seen, decode)
             return _choose(ranked, request.ttft_deadline_s, best)
 
-        return _marked(place(request, seen, rng, rule), request.ttft_deadline_s)
+        objective = self._objective(request)
+        nominate = best_of_sites if objective is None else objective.nominate
+        decision = place(request, seen, rng, rule, nominate=nominate)
+        return _marked(decision, request.ttft_deadline_s)
+
+    def _objective(self, request: RequestFeatures) -> Objective | None:
+        """The operator's; a client's own deadline goes before it."""
+        ttft_s = self._parameters.ttft_slo_s
+        if ttft_s is None or request.ttft_deadline_s is not None:
+            return None
+        return Objective(ttft_s, self._parameters.ttft_late_s)
 
     def _costed(
         self,
@@ -149,6 +168,25 @@ def _choose(ranked: Sequence[Costed], deadline_s: float | None, best: _Bests) ->
     winner = best.of(able)
     said = _said(winner, able, deadline_s, missed=len(ranked) - len(able))
     return _chosen(winner, ranked, "least_cost", said)
+
+
+def _within(
+    ranked: Sequence[Costed],
+    objective: Objective,
+    best: _Bests,
+    view: ClusterView,
+    decode: WorkerView,
+) -> Choice:
+    """The best placement within the objective, or the one that takes least from those within it."""
+    if any(one.option.prediction.ttft_s <= objective.ttft_s for one in ranked):
+        return _choose(ranked, objective.ttft_s, best)
+    winner, taken_s = objective.least_taken(ranked, view, decode)
+    said = (
+        f"no placement is predicted within the objective of {objective.ttft_s:g} s: "
+        f"{winner.option.worker.worker_id}, with {winner.option.prediction.queue_s:.3f} s before it, "
+        f"takes {taken_s:.3f} s from others"
+    )
+    return _chosen(winner, ranked, "objective_unreachable", said)
 
 
 def _chosen(winner: Costed, ranked: Sequence[Costed], reason: Reason, explanation: str) -> Choice:

@@ -48,6 +48,7 @@ Reason: TypeAlias = Literal[
     "spilled_from_queue",
     "least_cost",
     "deadline_unreachable",
+    "objective_unreachable",
     "own_rule",
     "no_candidate",
 ]

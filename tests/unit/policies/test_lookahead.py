@@ -352,6 +352,77 @@ def test_when_none_meets_the_deadline_the_earliest_wins_whatever_it_costs() -> N
     assert candidate(decision, "west/p1").rejected_by is None
 
 
+# --- The objective ----------------------------------------------------------------------------
+
+
+def queues(**pending_s: float) -> ClusterView:
+    """Three workers at home, each with a queue; a prompt takes 0.11 s."""
+    return seen(*(a_worker(f"west/{name}", pending_s=wait) for name, wait in pending_s.items()))
+
+
+@pytest.mark.parametrize(
+    ("waits", "worker", "reason"),
+    [
+        pytest.param((0.2, 4.0, 9.0), "west/p1", "least_cost", id="the earliest that is in time"),
+        pytest.param((6.0, 7.0, 9.0), "west/p3", "objective_unreachable", id="behind the longest"),
+        pytest.param((6.0, 7.0, 20.0), "west/p2", "objective_unreachable", id="not without end"),
+        pytest.param((12.0, 11.0, 20.0), "west/p2", "objective_unreachable", id="all are too long"),
+    ],
+)
+def test_a_request_that_cannot_be_in_time_stays_out_of_the_way(
+    waits: tuple[float, float, float], worker: str, reason: str
+) -> None:
+    view = queues(p1=waits[0], p2=waits[1], p3=waits[2])
+
+    decision = decide(a_request(), view, ttft_slo_s=5.0, ttft_late_s=10.0)
+
+    assert prefill_worker(decision) == worker
+    assert decision.reason == reason
+
+
+def test_a_late_request_leaves_alone_those_workers_that_can_still_be_in_time() -> None:
+    """It is late because it is long; the idle worker could serve others, the busy one could not."""
+    long = a_request(input_tokens=60_001)
+    view = a_view(
+        *(
+            a_worker(f"west/{name}", pending_s=wait, context_tokens_max=1 << 20)
+            for name, wait in {"d1": 0.0, "p1": 0.0, "p2": 5.5}.items()
+        )
+    )
+
+    assert prefill_worker(decide(long, view)) == "west/p1"
+    assert prefill_worker(decide(long, view, ttft_slo_s=5.0)) == "west/p2"
+
+
+@pytest.mark.parametrize(
+    ("east_s", "west_s", "worker"),
+    [
+        pytest.param(5.5, 0.0, "east/p1", id="a little of the link is less than an idle worker"),
+        pytest.param(5.5, 5.2, "west/p1", id="home takes nothing of the link"),
+        pytest.param(5.5, 12.0, "east/p1", id="home is too long even for the late"),
+    ],
+)
+def test_what_a_late_request_takes_is_counted_for_workers_and_links(
+    east_s: float, west_s: float, worker: str
+) -> None:
+    pools = {"west/d1": 0.0, "east/p1": east_s, "west/p1": west_s}
+    workers = (
+        a_worker(name, pending_s=wait, context_tokens_max=1 << 20) for name, wait in pools.items()
+    )
+    view = a_view(*workers, links=(FAST,))
+
+    decision = decide(a_request(input_tokens=60_001), view, ttft_slo_s=5.0, ttft_late_s=10.0)
+
+    assert prefill_worker(decision) == worker
+
+
+def test_a_deadline_of_its_own_goes_before_the_objective() -> None:
+    decision = decide(a_request(ttft_deadline_s=5.0), queues(p1=6.0, p2=9.0), ttft_slo_s=5.0)
+
+    assert prefill_worker(decision) == "west/p1"
+    assert decision.reason == "deadline_unreachable"
+
+
 # --- Residency --------------------------------------------------------------------------------
 
 
