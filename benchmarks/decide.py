@@ -170,7 +170,7 @@ def measure(setup: Setup, policy: Policy) -> dict[str, Figures]:
     running: deque[Claim] = deque()
     times: dict[str, list[float]] = {
         name: []
-        for name in ("match", "claims and beats", "picture", "policy", "decision", "record")
+        for name in ("match", "claims and beats", "picture", "policy", "decision", "explanation")
     }
     tracker.view()
     # As a router does when it has started.
@@ -196,11 +196,12 @@ def measure(setup: Setup, policy: Policy) -> dict[str, Figures]:
             Random(number),
         )
         clock.append(time.thread_time())
-        recorded(view, [one.worker_id for one in decision.candidates])
+        # Candidates are made now, when they are first read: a router does it behind the decision.
+        recorded(view, decision.named_workers)
         clock.append(time.thread_time())
         _go_on(fleet, setup, view, decision, running)
         clock.append(time.thread_time())
-        match, picture, policy_s, record, upkeep = (
+        match, picture, policy_s, explained, upkeep = (
             after - before for before, after in pairwise(clock)
         )
         for name, seconds in (
@@ -208,7 +209,7 @@ def measure(setup: Setup, policy: Policy) -> dict[str, Figures]:
             ("picture", picture),
             ("policy", policy_s),
             ("decision", picture + policy_s),
-            ("record", record),
+            ("explanation", explained),
             ("claims and beats", upkeep),
         ):
             times[name].append(seconds)

@@ -60,7 +60,7 @@ def other_sites(decision: Decision, view: ClusterView) -> Iterator[str]:
         site.datacenter
         for site in sites_of(view)
         if site.datacenter != decode.datacenter
-        and any(pool.kind.role == "decode" and pool.able for pool in site.pools)
+        and any(pool.kind.role == "decode" and pool.by_load for pool in site.pools)
     ]
     yield from sorted(names, key=lambda name: (way_s(name, view), name))[:_SITES_MAX]
 

@@ -151,12 +151,12 @@ def sides(options: Sequence[Option], decode: WorkerView) -> tuple[list[Option], 
 
 def _bar_the_unfed(decodes: Sequence[Group], prefills: Sequence[Group], view: ClusterView) -> None:
     """Keep decode workers out that no prefill worker can hand over to."""
-    feeders = [(group.able[0], len(group.able)) for group in prefills if group.is_feasible]
+    feeders = [(group.by_load[0], len(group.by_load)) for group in prefills if group.is_feasible]
     # Most have one beside them, and no link has to be looked up.
     near = {(one.datacenter, one.fingerprint) for one, _ in feeders}
     for group in decodes:
         if group.is_feasible and (group.datacenter, group.kind.fingerprint) not in near:
-            group.bar(cannot_be_fed(group.able[0], feeders, view))
+            group.bar(cannot_be_fed(group.by_load[0], feeders, view))
 
 
 def _bar_what_cannot_hand_over(
@@ -165,14 +165,14 @@ def _bar_what_cannot_hand_over(
     """Keep prefill workers out whose KV cannot, or should not, get to the decode worker."""
     for group in prefills:
         if group.is_feasible:
-            group.bar(cannot_hand_over(group.able[0], decode, view))
+            group.bar(cannot_hand_over(group.by_load[0], decode, view))
     if view.mode == "normal" and not _is_any_down(prefills, decode.datacenter, view):
         return
     able: list[WorkerView] = []
     for group in prefills:
         if group.is_feasible:
             is_home = group.datacenter == decode.datacenter
-            able.extend(group.able if is_home else group.able[:1])
+            able.extend(group.by_load if is_home else group.by_load[:1])
     unwise = unwise_offloads(able, decode, view)
     for group in prefills:
         if group.datacenter in unwise and group.is_feasible:

@@ -18,7 +18,7 @@ from typing import Final
 from controlplane.domain.cluster import RECORDED_WORKERS_MAX, ClusterView, WorkerView
 from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.estimate import prefill_time_s, queue_time_s
-from controlplane.domain.sites import filing_of, share_of
+from controlplane.domain.sites import Load, filing_of, share_of
 from policies.survey import Group
 
 #: Workers that are looked at altogether in a large cluster, and at least in each pool of it.
@@ -53,12 +53,17 @@ def least_busy(group: Group, count: int, rng: Random) -> Sequence[WorkerView]:
     """
     if len(group.by_load) <= count:
         return group.by_load
-    wait, load, _ = group.loads[0]
-    if group.loads[count][:2] != (wait, load):
+    wait, load, _ = order_of(group.by_load[0])
+    if order_of(group.by_load[count])[:2] != (wait, load):
         return group.by_load[:count]
-    equal = bisect_right(group.loads, (wait, load, _BEHIND))
+    equal = bisect_right(group.by_load, (wait, load, _BEHIND), key=order_of)
     start = rng.randrange(equal)
     return [group.by_load[(start + step) % equal] for step in range(count)]
+
+
+def order_of(worker: WorkerView) -> Load:
+    """What its pool is in order of."""
+    return filing_of(worker)[2]
 
 
 def find_holders(request: RequestFeatures, view: ClusterView, groups: Sequence[Group]) -> None:
@@ -152,14 +157,14 @@ class Feasible:
     looks: int
 
     def __len__(self) -> int:
-        return sum([len(group.able) for group in self.groups])
+        return sum([len(group.by_load) for group in self.groups])
 
     def __getitem__(self, number: int) -> WorkerView:
         """One of them by number, in order of datacenter, kind and id."""
         for group in self.groups:
-            if number < len(group.able):
+            if number < len(group.by_load):
                 return group.able[number]
-            number -= len(group.able)
+            number -= len(group.by_load)
         raise IndexError(number)
 
     def looked_at(self, rng: Random) -> Iterator[WorkerView]:
@@ -180,7 +185,7 @@ class Feasible:
                 hit = hits.get(one.worker_id)
                 if hit is not None:
                     fewest = min(fewest, max(0, prefill_tokens - hit.resumable_tokens))
-            sites[group.datacenter] = (count + len(group.able), fewest)
+            sites[group.datacenter] = (count + len(group.by_load), fewest)
         return sites
 
 

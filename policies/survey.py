@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from operator import attrgetter
+from typing import Final, Literal, TypeAlias
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import RequestFeatures
-from controlplane.domain.sites import Kind, Load, Pool, filing_of, sites_of
+from controlplane.domain.sites import Kind, Pool, filing_of, sites_of
 from policies.filters import (
     Rejection,
     cannot_serve,
@@ -21,6 +22,8 @@ from policies.filters import (
 #: that are full among them), or those alone that could take the request otherwise.
 Scope: TypeAlias = Literal["all", "kind", "able"]
 
+_WORKER_ID: Final = attrgetter("worker_id")
+
 #: Why one worker is kept out by a rule of the policy's own; None when it is not.
 Sift: TypeAlias = Callable[[WorkerView], Rejection | None]
 
@@ -31,16 +34,14 @@ class Group:
 
     datacenter: str
     pool: Pool
-    #: Why none of `able` can take it.
+    #: Why none of those that are able can take it.
     rejection: Rejection | None
     scope: Scope
-    #: Those that can: by id, and those with the least to do first with what orders them.
-    able: tuple[WorkerView, ...]
+    #: Those that can, those with the least to do first.
     by_load: tuple[WorkerView, ...]
-    loads: tuple[Load, ...]
-    #: Those of `able` that hold something of the prompt (`search.find_holders`).
+    #: Those of them that hold something of the prompt (`search.find_holders`).
     held: Sequence[WorkerView] = ()
-    #: Those of the pool's that are not in `able`, with the reason of each.
+    #: Those of the pool's that are not among them, with the reason of each.
     singled: dict[str, Rejection] = field(default_factory=dict)
     #: Fates that the pool tells of workers which have failed the request before.
     overruled: list[str] = field(default_factory=list)
@@ -51,9 +52,16 @@ class Group:
         return self.pool.kind
 
     @property
+    def able(self) -> tuple[WorkerView, ...]:
+        """Those that can, by id; in order of load they are had for less."""
+        if self.by_load is self.pool.by_load:
+            return self.pool.able
+        return tuple(sorted(self.by_load, key=_WORKER_ID))
+
+    @property
     def is_feasible(self) -> bool:
         """Some worker of it can take the request, as far as is known."""
-        return self.rejection is None and bool(self.able)
+        return self.rejection is None and bool(self.by_load)
 
     def bar(self, rejection: Rejection | None) -> None:
         """Keep its workers out, if there is a reason and none yet."""
@@ -63,14 +71,7 @@ class Group:
     def single_out(self, rejections: dict[str, Rejection]) -> None:
         """Keep some of those out that could take the request."""
         self.singled.update(rejections)
-        self.able = tuple([one for one in self.able if one.worker_id not in rejections])
-        kept = [
-            (one, load)
-            for one, load in zip(self.by_load, self.loads, strict=True)
-            if one.worker_id not in rejections
-        ]
-        self.by_load = tuple([one for one, _ in kept])
-        self.loads = tuple([load for _, load in kept])
+        self.by_load = tuple([one for one in self.by_load if one.worker_id not in rejections])
 
     def overrule(self, worker: WorkerView, rejection: Rejection) -> None:
         """Keep one worker out for a reason that goes before those the pool may have."""
@@ -95,7 +96,7 @@ class Group:
     def count_into(self, fates: dict[str, int]) -> None:
         """Add its workers by reason of rejection, and "feasible" for those that can take it."""
         by = self.rejection.by if self.rejection else "feasible"
-        fates[by] = fates.get(by, 0) + len(self.able)
+        fates[by] = fates.get(by, 0) + len(self.by_load)
         for standing, workers in self.pool.out.items():
             fate = self._fate_of(standing)
             fates[fate] = fates.get(fate, 0) + len(workers)
@@ -110,7 +111,7 @@ class Group:
 
     def members(self) -> Iterable[WorkerView]:
         """All workers of the pool, those that take new work first."""
-        yield from self.pool.able
+        yield from self.pool.by_load
         for workers in self.pool.out.values():
             yield from workers
 
@@ -138,9 +139,7 @@ def survey(request: RequestFeatures, view: ClusterView, sift: Sift | None = None
                     pool,
                     rejection or reach,
                     scope,
-                    pool.able,
                     pool.by_load,
-                    pool.loads,
                 )
             )
     if request.excluded:

@@ -154,7 +154,7 @@ class _Derived:
         def __getattr__(self, name: str) -> object:
             if name != "workers":
                 raise AttributeError(name)
-            workers = chain.from_iterable(site.workers for site in self._sites)
+            workers = chain.from_iterable(site.workers.values() for site in self._sites)
             in_order = tuple(sorted(workers, key=_WORKER_ID))
             object.__setattr__(self, "workers", in_order)
             return in_order
@@ -243,7 +243,7 @@ class ClusterView(_Derived):
     def size(self) -> int:
         """How many workers there are."""
         sites = self.sites
-        return len(self.workers) if sites is None else sum([len(one.workers) for one in sites])
+        return len(self.workers) if sites is None else sum([one.size for one in sites])
 
     @property
     def is_kept_whole(self) -> bool:
@@ -263,12 +263,12 @@ class ClusterView(_Derived):
             by_name = {site.datacenter: site for site in sites}
             object.__setattr__(self, "_sites_by_name", by_name)
         its_own = by_name.get(worker_id.partition("/")[0])
-        found = _find(its_own.workers, worker_id) if its_own is not None else None
+        found = its_own.workers.get(worker_id) if its_own is not None else None
         if found is not None:
             return found
         # Mostly there is none of this name; an id that does not tell its datacenter is looked for.
         for site in sites:
-            found = _find(site.workers, worker_id)
+            found = site.workers.get(worker_id)
             if found is not None:
                 return found
         return None

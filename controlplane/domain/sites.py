@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from controlplane.domain.cluster import ClusterView, Role, WorkerView
@@ -32,6 +33,8 @@ _DOUBTFUL_SHARE: Final = 0.1
 #: differ by a fifth in their time for either, and need not be told apart.
 _SHORT_TOKENS, _LONG_TOKENS = 2048, 65_536
 _GRADES_PER_E: Final = 5
+
+_WORKER_ID: Final = attrgetter("worker_id")
 
 _Key = TypeVar("_Key", str, Load)
 
@@ -54,29 +57,65 @@ class Kind(NamedTuple):
 Filing: TypeAlias = tuple[Kind, Standing | None, Load]
 
 
+class _ById:
+    """
+    Workers by id: no part of a value, made when somebody asks for it.
+
+    Each change of a worker makes its pool and its site anew. Copying one tuple of five hundred workers
+    for that touches as many objects, most of them in no cache; hardly anybody asks for the others.
+    """
+
+    __slots__ = ("_by_id",)
+
+
 @dataclass(frozen=True, slots=True)
-class Pool:
+class Pool(_ById):
     """Workers of one kind in one datacenter."""
 
     kind: Kind
-    #: Those that take new work, by id.
-    able: tuple[WorkerView, ...]
-    #: The same, those with the least to do first, and what orders them.
+    #: Those that take new work, those with the least to do first.
     by_load: tuple[WorkerView, ...]
-    loads: tuple[Load, ...]
     #: Those that take none, by reason, each by id.
     out: Mapping[Standing, tuple[WorkerView, ...]]
 
+    @property
+    def able(self) -> tuple[WorkerView, ...]:
+        """Those that take new work, by id."""
+        able: tuple[WorkerView, ...] | None = getattr(self, "_by_id", None)
+        if able is None:
+            able = tuple(sorted(self.by_load, key=_WORKER_ID))
+            object.__setattr__(self, "_by_id", able)
+        return able
+
+    @property
+    def size(self) -> int:
+        """How many there are, those that take no work included."""
+        return len(self.by_load) + sum([len(workers) for workers in self.out.values()])
+
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Site(_ById):
     """A datacenter."""
 
     datacenter: str
     #: Sorted by kind; none is empty.
     pools: tuple[Pool, ...]
-    #: Of all pools, by id.
-    workers: tuple[WorkerView, ...]
+    #: Workers of all pools.
+    size: int
+
+    @property
+    def workers(self) -> Mapping[str, WorkerView]:
+        """Those of all pools by id, in no order."""
+        workers: dict[str, WorkerView] | None = getattr(self, "_by_id", None)
+        if workers is None:
+            workers = {
+                worker.worker_id: worker
+                for pool in self.pools
+                for part in (pool.by_load, *pool.out.values())
+                for worker in part
+            }
+            object.__setattr__(self, "_by_id", workers)
+        return workers
 
 
 def share_of(worker: WorkerView) -> float:
@@ -179,21 +218,18 @@ class _Draft:
     """A pool that can still change."""
 
     kind: Kind
-    by_id: _Roll[str] = field(default_factory=_Roll)
     by_load: _Roll[Load] = field(default_factory=_Roll)
     out: dict[Standing, _Roll[str]] = field(default_factory=dict)
     made: Pool | None = None
 
     def put(self, worker: WorkerView, standing: Standing | None, load: Load) -> None:
         if standing is None:
-            self.by_id.put(worker.worker_id, worker)
             self.by_load.put(load, worker)
         else:
             self.out.setdefault(standing, _Roll()).put(worker.worker_id, worker)
 
     def drop(self, worker_id: str, standing: Standing | None, load: Load) -> None:
         if standing is None:
-            self.by_id.drop(worker_id)
             self.by_load.drop(load)
             return
         roll = self.out[standing]
@@ -205,7 +241,6 @@ class _Draft:
         if standing is not None:
             self.out[standing].swap(worker.worker_id, worker)
             return
-        self.by_id.swap(worker.worker_id, worker)
         if before == now:
             self.by_load.swap(now, worker)
         else:
@@ -214,15 +249,13 @@ class _Draft:
 
     @property
     def is_empty(self) -> bool:
-        return not self.by_id.keys and not self.out
+        return not self.by_load.keys and not self.out
 
     def make(self) -> Pool:
         if self.made is None:
             self.made = Pool(
                 self.kind,
-                tuple(self.by_id.workers),
                 tuple(self.by_load.workers),
-                tuple(self.by_load.keys),
                 # In one order, whatever happened in which.
                 {name: tuple(self.out[name].workers) for name in sorted(self.out)},
             )
@@ -238,7 +271,6 @@ class SiteKeeper:
         #: Grows with every change; views of this version have the workers that `get` finds.
         self.version = 0
         self._drafts: dict[str, dict[Kind, _Draft]] = {}
-        self._rolls: dict[str, _Roll[str]] = {}
         self._made: dict[str, Site] = {}
         self._sites: tuple[Site, ...] | None = ()
 
@@ -257,14 +289,12 @@ class SiteKeeper:
         if before is not None and before[:3] == (datacenter, kind, standing):
             draft = self._drafts[datacenter][kind]
             draft.swap(worker, standing, before[3], load)
-            self._rolls[datacenter].swap(worker.worker_id, worker)
         else:
             if before is not None:
                 self.drop(worker.worker_id)
             drafts = self._drafts.setdefault(datacenter, {})
             draft = drafts.get(kind) or drafts.setdefault(kind, _Draft(kind))
             draft.put(worker, standing, load)
-            self._rolls.setdefault(datacenter, _Roll()).put(worker.worker_id, worker)
         self._filed[worker.worker_id] = (datacenter, kind, standing, load)
         self._workers[worker.worker_id] = worker
         self._changed(datacenter, draft)
@@ -279,11 +309,10 @@ class SiteKeeper:
         drafts = self._drafts[datacenter]
         draft = drafts[kind]
         draft.drop(worker_id, standing, load)
-        self._rolls[datacenter].drop(worker_id)
         if draft.is_empty:
             del drafts[kind]
             if not drafts:
-                del self._drafts[datacenter], self._rolls[datacenter]
+                del self._drafts[datacenter]
         self._changed(datacenter, draft)
 
     def sites(self) -> tuple[Site, ...]:
@@ -297,7 +326,7 @@ class SiteKeeper:
         if site is None:
             drafts = self._drafts[name]
             pools = tuple([drafts[kind].make() for kind in sorted(drafts)])
-            site = Site(name, pools, tuple(self._rolls[name].workers))
+            site = Site(name, pools, sum([pool.size for pool in pools]))
             self._made[name] = site
         return site
 

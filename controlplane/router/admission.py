@@ -234,7 +234,7 @@ def decode_places(view: ClusterView, *, requests_max: int) -> int:
         for pool in site.pools:
             if pool.kind.role != "decode":
                 continue
-            for worker in chain(pool.able, *pool.out.values()):
+            for worker in chain(pool.by_load, *pool.out.values()):
                 taken += 0 if worker.is_draining else worker.requests_max
                 if taken >= requests_max:
                     return max(1, requests_max)

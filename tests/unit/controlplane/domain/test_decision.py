@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from controlplane.domain.decision import Candidate, Decision, Placement
+from controlplane.domain.decision import Candidate, Decision, Placement, Prediction, Told
 
 
 def a_decision(*candidates: str, copy_from: str | None = None, **overrides: Any) -> Decision:
@@ -49,3 +50,33 @@ def test_a_decision_names_candidates_and_the_source_of_a_copy(
 ) -> None:
     """Those are kept of a large view, for its record and for the copy itself."""
     assert decision.named_workers == named
+
+
+def test_candidates_of_a_decision_are_made_when_they_are_first_read_and_once() -> None:
+    whole = a_decision("west/p1", omitted={"full": 3}, margin_s=0.5)
+    made: list[str] = []
+
+    def explain() -> Told:
+        made.append("made")
+        return whole.candidates, whole.omitted, whole.margin_s
+
+    assert whole.placement is not None
+    prediction = Prediction(
+        uncached_tokens=1,
+        transfer_bytes=2,
+        queue_s=0.0,
+        prefill_s=0.1,
+        transfer_s=0.0,
+        state_tail_s=0.0,
+        rtt_s=0.0,
+        ttft_s=0.1,
+    )
+    decision = Decision.explained_later(
+        whole.placement, whole.reason, whole.explanation, prediction, explain
+    )
+
+    assert (decision.placement, decision.reason) == (whole.placement, "local_only")
+    assert made == [], "nobody has asked"
+    assert decision == replace(whole, prediction=prediction)
+    assert decision.margin_s == 0.5
+    assert made == ["made"]
