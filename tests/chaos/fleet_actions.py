@@ -62,8 +62,7 @@ class FleetActions:
             self._tell(event, do="version", target=child.name, version="")
             self._tell(event, do="term", target=child.name, hit=child.signal(SIGNALS["term"]))
         for child, before in zip(children, deaths, strict=True):
-            while child.deaths == before:  # noqa: ASYNC110 - a process has no event
-                await asyncio.sleep(_POLL_S)
+            await child.until_dead(before)
             self._tell(event, do="version", target=child.name, version=version)
         with suppress(TimeoutError):
             await self._plant.until_whole(_BACK_S)

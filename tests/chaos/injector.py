@@ -95,8 +95,7 @@ class Injector:
                 child = self._plant.children[name]
                 deaths, began_s = child.deaths, time.monotonic()
                 self._tell(event, do="term", target=name, hit=child.signal(SIGNALS["term"]))
-                while child.deaths == deaths:  # noqa: ASYNC110 - a process has no event
-                    await asyncio.sleep(_POLL_S)
+                await child.until_dead(deaths)
                 self._tell(event, do="left", target=name, after_s=time.monotonic() - began_s)
                 with suppress(TimeoutError):
                     await self._plant.until_whole(_WATCH_S)
@@ -162,8 +161,9 @@ class Injector:
         await asyncio.to_thread(guarded.master.kill)
         began_s = time.monotonic()
         self._tell(event)
-        while guarded.replica.role() != "master":  # noqa: ASYNC110 - asked over a socket
-            await asyncio.sleep(_POLL_S)
+        async with asyncio.timeout(_WATCH_S):
+            while guarded.replica.role() != "master":  # noqa: ASYNC110 - asked over a socket
+                await asyncio.sleep(_POLL_S)
         self._tell(event, do="promoted", after_s=time.monotonic() - began_s)
 
     async def _garbage(self, event: Event) -> None:

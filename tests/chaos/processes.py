@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _STOP_S: Final = 40.0
+_POLL_S: Final = 0.01
 TESTS: Final = Path(__file__).parent.parent
 
 
@@ -78,6 +79,20 @@ class Child:
             self._process.send_signal(number)
             return True
         return False
+
+    async def until_dead(self, deaths: int) -> None:
+        """
+        Wait until it has died more often than so many times.
+
+        Raises:
+            RuntimeError: It has not, much later than anything it drains may take.
+        """
+        try:
+            async with asyncio.timeout(_STOP_S):
+                while self.deaths <= deaths:  # noqa: ASYNC110 - a process has no event
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise RuntimeError(f"{self.name} has not ended within {_STOP_S:g} s") from error
 
     async def stop(self) -> None:
         """End it for good: SIGCONT and SIGTERM, then SIGKILL."""

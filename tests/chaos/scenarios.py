@@ -48,8 +48,6 @@ _LONG_ONLY: Final = {
     *("link-cut-up", "link-cut-down", "link-hole", "redis-kill"),
     *("poison", "garbage", "strangers", "clocks"),
     *("herd-store", "herd-prompt", "link-slow"),
-    # Its fleet did not come to rest again in one short run of several: to be found out first.
-    "versions",
 }
 
 

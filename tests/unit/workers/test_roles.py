@@ -353,8 +353,10 @@ async def test_time_that_is_taken_back_is_drained_first(
             while LENT in await beats(store):  # noqa: ASYNC110 - heartbeats
                 await asyncio.sleep(0.01)
 
+            while not await client.has_died(lent.url, lent.incarnation):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
         assert frames[-1][0] is FrameKind.REPORT
-        assert await client.has_died(lent.url, lent.incarnation)
         assert not await client.has_died(before.url, before.incarnation)
         assert await known(store, D0, lend_share=0.0)
 
