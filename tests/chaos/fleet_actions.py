@@ -57,12 +57,14 @@ class FleetActions:
         for child in children:
             await self._plant.set_version(child.name, version)
         deaths = [child.deaths for child in children]
-        for child in children:
+        hits = [child.signal(SIGNALS["term"]) for child in children]
+        for child, hit in zip(children, hits, strict=True):
             # While it leaves it is neither: nobody counts what it serves then.
             self._tell(event, do="version", target=child.name, version="")
-            self._tell(event, do="term", target=child.name, hit=child.signal(SIGNALS["term"]))
-        for child, before in zip(children, deaths, strict=True):
-            await child.until_dead(before)
+            self._tell(event, do="term", target=child.name, hit=hit)
+        for child, before, hit in zip(children, deaths, hits, strict=True):
+            if hit:
+                await child.until_dead(before)
             self._tell(event, do="version", target=child.name, version=version)
         with suppress(TimeoutError):
             await self._plant.until_whole(_BACK_S)

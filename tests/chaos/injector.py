@@ -94,8 +94,10 @@ class Injector:
             for name in self._plant.routers:
                 child = self._plant.children[name]
                 deaths, began_s = child.deaths, time.monotonic()
-                self._tell(event, do="term", target=name, hit=child.signal(SIGNALS["term"]))
-                await child.until_dead(deaths)
+                hit = child.signal(SIGNALS["term"])
+                self._tell(event, do="term", target=name, hit=hit)
+                if hit:
+                    await child.until_dead(deaths)
                 self._tell(event, do="left", target=name, after_s=time.monotonic() - began_s)
                 with suppress(TimeoutError):
                     await self._plant.until_whole(_WATCH_S)

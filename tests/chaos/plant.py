@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import aiohttp
 from redis.asyncio import Redis
@@ -66,15 +66,14 @@ class Topology:
     #: All processes begin as the version before this one.
     is_old: bool = False
 
-    def _parameters(self) -> dict[str, Any]:
-        """A threshold that stands still, which the version before this one has no word for."""
-        return {"threshold_tokens": 96} | ({} if self.is_old else {"follows_plan": False})
-
     def fleet(self) -> FleetConfig:
         """The fleet file of it; ports of routers are set for each of them."""
         return FleetConfig(
             name="chaos",
-            router=RouterConfig(datacenter=HOME, policy_parameters=self._parameters()),
+            router=RouterConfig(
+                datacenter=HOME,
+                policy_parameters={"threshold_tokens": 96, "follows_plan": False},
+            ),
             model=self.model,
             datacenters=(
                 DatacenterConfig(name=FAR, prefill_workers=self.far_prefill),

@@ -26,7 +26,7 @@ def test_a_process_of_the_previous_version_would_run_its_code(tmp_path: Path) ->
 
 
 def test_it_is_told_what_differs_from_the_defaults_alone(tmp_path: Path) -> None:
-    """A field that came later has a default, and is unknown to it."""
+    """What came later is unknown to it: a field has a default, a parameter is left out."""
     fleet = Topology(limits=LimitsConfig(request_timeout_s=55.0)).fleet()
     new = Command(
         name="router-0",
@@ -37,7 +37,9 @@ def test_it_is_told_what_differs_from_the_defaults_alone(tmp_path: Path) -> None
 
     old = as_previous(new, tmp_path)
 
-    assert FleetConfig.model_validate_json(old.first_line) == fleet
+    told = FleetConfig.model_validate_json(old.first_line)
+    assert told.router.policy_parameters == {"threshold_tokens": 96}
+    assert told.model_copy(update={"router": fleet.router}) == fleet
     assert b'"limits":{"request_timeout_s":55.0}' in old.first_line
     assert old.environment["PYTHONPATH"].startswith(f"{tmp_path}:")
     assert old.environment["REDIS_URL"] == "redis://x"

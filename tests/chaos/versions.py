@@ -20,6 +20,8 @@ Version: TypeAlias = Literal["old", "new"]
 #: Stands for the version before this one as long as no version is tagged: the last commit whose
 #: routers and workers had one policy, no planner and no roles that change.
 _UNTAGGED: Final = "864936f"
+#: Parameters of the policy that came later: an older version refuses what it does not know.
+_LATER_PARAMETERS: Final = frozenset({"follows_plan"})
 _ROOT: Final = Path(__file__).parents[2]
 _WITHIN_S: Final = 60.0
 
@@ -81,9 +83,17 @@ def as_previous(command: Command, directory: Path) -> Command:
     The same process as the previous version has it.
 
     Its configuration says what differs from the defaults and no more: a field that came later has
-    a default, and the file of an older version does not know it.
+    a default, and the file of an older version does not know it. A threshold that does not follow
+    a plan is all it has.
     """
     fleet = FleetConfig.model_validate_json(command.first_line)
+    parameters = {
+        name: value
+        for name, value in fleet.router.policy_parameters.items()
+        if name not in _LATER_PARAMETERS
+    }
+    router = fleet.router.model_copy(update={"policy_parameters": parameters})
+    fleet = fleet.model_copy(update={"router": router})
     return replace(
         command,
         first_line=fleet.model_dump_json(exclude_defaults=True).encode() + b"\n",
