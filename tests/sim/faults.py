@@ -25,6 +25,9 @@ _SPLITS = 0.1
 _SWITCHES = 0.25
 POLICIES = ("prfaas", "lookahead", "round_robin", "least_loaded")
 
+#: How many plans have a planner that lets a worker do the other role for a while.
+_ROLES = 0.25
+
 #: Those that are at its second primary then.
 SECOND_HALF = (*PREFILLS[1::2], *DECODES[1::2], *ROUTERS[1::2])
 
@@ -136,6 +139,7 @@ def draw_plan(seed: int) -> Plan:
         faults += _stale_reader(random, random.uniform(FIRST_S, LAST_S - 2.0))
     faults += _split(Dice(f"{seed} split"))
     faults += _switch(Dice(f"{seed} switch"))
+    faults += _role(Dice(f"{seed} role"))
     return replace(plan, faults=tuple(sorted(faults, key=lambda fault: fault.at_s)))
 
 
@@ -293,6 +297,16 @@ def _switch(dice: Dice) -> list[Fault]:
     return [
         Fault(dice.uniform(FIRST_S, LAST_S), "policy_switch", *dice.sample(POLICIES, k=2))
         for _ in range(dice.choice((1, 1, 2)))
+    ]
+
+
+def _role(dice: Dice) -> list[Fault]:
+    """A worker of each role may do the other one, and its own again; of dice of its own."""
+    if dice.random() >= _ROLES:
+        return []
+    return [
+        Fault(dice.uniform(FIRST_S, LAST_S - 4.0), "role", dice.choice(names), for_s=_some(dice))
+        for names in dice.choice(((PREFILLS,), (DECODES,), (PREFILLS, DECODES)))
     ]
 
 

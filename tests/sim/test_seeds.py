@@ -73,5 +73,5 @@ def test_the_seeds_of_the_suite_have_every_kind_of_fault() -> None:
         "corrupt", "store_error", "store_lost_answer", "store_lost_call", "store_slow",
         "store_kill", "store_pause", "store_flush", "store_failover", "store_split", "clock",
         "version_skew", "client_leaves", "client_slow", "poison", "stale_reader",
-        "policy_switch",
+        "policy_switch", "role",
     }  # fmt: skip

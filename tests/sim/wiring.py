@@ -54,7 +54,7 @@ from controlplane.router.recorder import Recorder
 from controlplane.router.rules import view_rules
 from controlplane.router.view import ViewTracker
 from controlplane.store.memory_store import MemoryStore
-from controlplane.wire import KvAddress, WorkerBeat
+from controlplane.wire import KvAddress, Role, WorkerBeat
 from policies.registry import load_policy
 from workers.agent import Agent
 from workers.decode_service import DecodeService
@@ -188,6 +188,12 @@ class Shared:
     times: EngineTimes = field(default_factory=EngineTimes)
     #: Workers that are of a version before resuming.
     old: set[str] = field(default_factory=set)
+    #: What each worker does from its next life on.
+    roles: dict[str, Role] = field(
+        default_factory=lambda: (
+            dict.fromkeys(PREFILLS, "prefill") | dict.fromkeys(DECODES, "decode")
+        )
+    )
     on_poison: Callable[[str], None] = lambda _: None
 
 
@@ -335,11 +341,11 @@ def start_worker(shared: Shared, process: Process) -> WorkerNode:
 
 def _start_worker(shared: Shared, process: Process) -> WorkerNode:
     fleet, clock = shared.fleet, shared.network.loop.time
-    role = "prefill" if "/p" in process.name else "decode"
+    role = shared.roles[process.name]
     identity = Identity(
         worker_id=process.name,
         datacenter=process.datacenter,
-        role=role,  # type: ignore[arg-type]
+        role=role,
         incarnation=f"life-{process.life}",
     )
     engine = OracleEngine(

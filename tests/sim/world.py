@@ -52,6 +52,9 @@ CALM_REQUESTS = 8
 #: Between two looks at everything.
 STEP_S = 0.25
 
+#: Between the lives of a worker that changes its role.
+_REBORN_S = 0.02
+
 #: A process exits so long after SIGTERM at most.
 EXIT_S = 35.0
 
@@ -206,7 +209,7 @@ class World:
 
     def _begin(self, fault: Fault) -> Callable[[], None] | None:
         """Begin a fault; what ends it, if it lasts."""
-        network, target = self.network, fault.target
+        target = fault.target
         end: Callable[[], None] | None = None
         match fault.kind:
             case "kill":
@@ -217,8 +220,19 @@ class World:
                 end = self._hang(target)
             case "drain":
                 self.spawn(self._drain(fault), f"drain {target}")
+            case "role":
+                self.spawn(self._change_role(target), f"role {target}")
+                end = partial(self._role_back, target)
             case "stale_reader":
                 self._read_again(fault)
+            case _:
+                end = self._begin_at_network(fault)
+        return end
+
+    def _begin_at_network(self, fault: Fault) -> Callable[[], None] | None:
+        network, target = self.network, fault.target
+        end: Callable[[], None] | None = None
+        match fault.kind:
             case "cut" | "cut_one_way" | "swizzle":
                 network.block(target, fault.other)
                 end = partial(network.heal, target, fault.other)
@@ -331,6 +345,15 @@ class World:
         self.judge.left(node, self.loop.now_s - began_s, leaving)
         self.story.tell(f"{fault.target} has left")
         self.kill(fault.target, fault.for_s)
+
+    async def _change_role(self, name: str) -> None:
+        """What a worker does that is asked to: it drains, and its next life has the other role."""
+        roles = self.shared.roles
+        roles[name] = "decode" if roles[name] == "prefill" else "prefill"
+        await self._drain(Fault(self.loop.now_s, "role", name, for_s=_REBORN_S))
+
+    def _role_back(self, name: str) -> None:
+        self.spawn(self._change_role(name), f"role {name}")
 
     def _heal(self) -> None:
         """All faults are over: what is cut joins, what is stopped goes on, what died is there."""
