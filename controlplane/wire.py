@@ -196,7 +196,8 @@ class WorkerBeat(Message):
     load: Load = Load()
     #: Roles it can change to, its own included; empty when it always keeps the one it has.
     roles: Annotated[tuple[Role, ...], Field(max_length=2)] = ()
-    #: Part of its time that a decode worker lends to local prefill now.
+    #: Part of its time that a decode worker lends to local prefill now. The registration of the lent
+    #: time tells it too, but for older workers, which say 0 there.
     lend_share: LendShare = 0.0
     #: In the prefill registration of lent time: the decode worker whose time it is. That has an id
     #: and an incarnation of its own, `<worker id>` and `LENT_SUFFIX`, and a profile that is slower

@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from heapq import nlargest
+from itertools import islice
 from typing import Final
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.estimate import CacheCopy, predict
+from controlplane.domain.prefix_hits import SharedHits
 from policies.pipeline import Option
 
 #: Datacenters that are looked at for a copy: a shorter prefix from a fifth one is hardly ever better.
 _SOURCES_MAX: Final = 4
+#: Of thousands of holders, so many in each datacenter: those that cannot give are few, or are alike.
+_ASKED_MAX: Final = 8
 
 
 def copy_sources(request: RequestFeatures, view: ClusterView) -> dict[str, CacheCopy]:
@@ -32,6 +36,15 @@ def copy_sources(request: RequestFeatures, view: ClusterView) -> dict[str, Cache
     if view.prefix_trust < 1:
         # A discounted hit is a guess, and a copy needs a position that a prefill can resume from.
         return {}
+    if isinstance(request.prefix_hits, SharedHits):
+        found = _of_crowd(request, request.prefix_hits, view)
+    else:
+        found = _of_each(request, view)
+    longest = nlargest(_SOURCES_MAX, found, key=lambda site: (found[site].tokens, site))
+    return {site: found[site] for site in longest}
+
+
+def _of_each(request: RequestFeatures, view: ClusterView) -> dict[str, CacheCopy]:
     found: dict[str, CacheCopy] = {}
     for worker_id, hit in request.prefix_hits.items():
         tokens = min(hit.resumable_tokens, request.prefill_tokens)
@@ -42,8 +55,22 @@ def copy_sources(request: RequestFeatures, view: ClusterView) -> dict[str, Cache
         worker = view.worker(worker_id)
         if worker is not None and _can_give(worker, request):
             found[site] = CacheCopy(worker, tokens)
-    longest = nlargest(_SOURCES_MAX, found, key=lambda site: (found[site].tokens, site))
-    return {site: found[site] for site in longest}
+    return found
+
+
+def _of_crowd(
+    request: RequestFeatures, hits: SharedHits, view: ClusterView
+) -> dict[str, CacheCopy]:
+    """The same of thousands of hits: in each datacenter a few are asked, the longest first."""
+    found: dict[str, CacheCopy] = {}
+    for site in hits.datacenters():
+        for worker_id, hit in islice(hits.longest_first(site), _ASKED_MAX):
+            tokens = min(hit.resumable_tokens, request.prefill_tokens)
+            worker = view.worker(worker_id) if tokens else None
+            if worker is not None and _can_give(worker, request):
+                found[site] = CacheCopy(worker, tokens)
+                break
+    return found
 
 
 def _can_give(worker: WorkerView, request: RequestFeatures) -> bool:

@@ -126,7 +126,8 @@ class Coster:
             link_bytes[pair] = link_bytes.get(pair, 0) + it.copy_bytes
         return Uses(
             prefill_datacenter=site,
-            prefill_s=it.prefill_s,
+            # Prices are of whole workers. A prefill in lent time takes longer, and no more of one.
+            prefill_s=it.prefill_s * option.worker.lent_part,
             decode_datacenter=home,
             decode_slot_s=self._decode_slot_s,
             link_bytes=link_bytes,

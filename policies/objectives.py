@@ -70,7 +70,8 @@ class Objective:
     def _taken_s(self, one: Costed, view: ClusterView, decode: WorkerView) -> float:
         """Seconds of a worker and of a link within the objective; what is beyond it is lost already."""
         it, worker = one.option.prediction, one.option.worker
-        taken_s = min(it.prefill_s, self._room_s(queue_time_s(worker)))
+        # Of a whole worker: lent time is less than it lasts.
+        taken_s = min(it.prefill_s, self._room_s(queue_time_s(worker))) * worker.lent_part
         link = view.link(worker.datacenter, decode.datacenter)
         if link is not None and worker.datacenter != decode.datacenter:
             promised_s = link.reserved_bytes * _BITS / link.rate_bps

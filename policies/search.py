@@ -18,6 +18,8 @@ from typing import Final
 from controlplane.domain.cluster import RECORDED_WORKERS_MAX, ClusterView, WorkerView
 from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.estimate import prefill_time_s, queue_time_s
+from controlplane.domain.prefix import PrefixHit
+from controlplane.domain.prefix_hits import Hits, SharedHits, rank_of
 from controlplane.domain.sites import Load, filing_of, share_of
 from policies.survey import Group
 
@@ -26,6 +28,9 @@ _LOOKS_MAX: Final = 32
 _LOOKS_MIN: Final = 2
 #: Of all that hold something of a prompt, so many are looked at: those with the longest hits.
 HOLDERS_MAX: Final = 64
+#: Workers of each pool, those with the least to do, that are asked whether they are of the crowd that
+#: holds a prompt: a crowd has a part of all workers that makes one in so many.
+_CROWD_LOOKS: Final = 8
 #: Sorts behind every id.
 _BEHIND: Final = chr(0x10FFFF)
 _BITS: Final = 8
@@ -70,13 +75,17 @@ def find_holders(request: RequestFeatures, view: ClusterView, groups: Sequence[G
     """
     Tell each group which of its workers hold something of the prompt and can take it.
 
-    Of more than `HOLDERS_MAX`, those that hold most of it.
+    Of more than `HOLDERS_MAX`, those that hold most of it; where that is a crowd, those of it that have
+    the least to do.
     """
-    if not request.prefix_hits:
-        return
     hits = request.prefix_hits
+    if not hits:
+        return
     names: Iterable[str] = hits
-    if len(hits) > HOLDERS_MAX:
+    crowd: PrefixHit | None = None
+    if isinstance(hits, SharedHits):
+        names, crowd = hits.longest(HOLDERS_MAX, crowd_min=view.size // _CROWD_LOOKS)
+    elif len(hits) > HOLDERS_MAX:
         lengths = [(hit.resumable_tokens, hit.attention_tokens, name) for name, hit in hits.items()]
         names = [name for _, _, name in nlargest(HOLDERS_MAX, lengths)]
     places = {(group.datacenter, group.kind): group for group in groups}
@@ -93,6 +102,24 @@ def find_holders(request: RequestFeatures, view: ClusterView, groups: Sequence[G
                 held = found[id(group)] = []
                 group.held = held
             held.append(worker)
+    if crowd is not None:
+        _find_in_crowd(hits, crowd, groups)
+
+
+def _find_in_crowd(hits: Hits, crowd: PrefixHit, groups: Sequence[Group]) -> None:
+    """Add holders with little to do: so many hold it that some are among the first of a pool."""
+    for group in groups:
+        if group.rejection is not None:
+            continue
+        best, best_rank = None, (0, 0)
+        for worker in group.by_load[:_CROWD_LOOKS]:
+            hit = hits.get(worker.worker_id)
+            if hit is not None and rank_of(hit) > best_rank:
+                best, best_rank = worker, rank_of(hit)
+                if best_rank >= rank_of(crowd):
+                    break  # Those behind it have more to do, and the few that hold more are known.
+        if best is not None:
+            group.held = [*group.held, best]
 
 
 def worth_a_look(group: Group, looks: int, rng: Random) -> Sequence[WorkerView]:

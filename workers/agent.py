@@ -176,7 +176,7 @@ class Agent:
             profile=profile,
             load=self._load(profile),
             roles=abilities.roles,
-            lend_share=abilities.lend_share() if abilities.lent_by is None else 0.0,
+            lend_share=abilities.lend_share(),
             lent_by=abilities.lent_by,
             can_export_prefix=abilities.can_export_prefix,
             inventory=inventory,

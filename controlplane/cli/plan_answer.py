@@ -48,6 +48,9 @@ class Change:
     egress_bps: dict[str, float]
     bottleneck: str
     cost_per_million_tokens: float
+    #: As `Solution` has them: what a change gains is no surer than both answers.
+    is_complete: bool
+    gap: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,8 @@ def _change(
         cost_per_million_tokens=_cost(
             question, fleet, found, found.throughput_per_s
         ).per_million_tokens,
+        is_complete=found.is_complete,
+        gap=found.gap,
     )
 
 
@@ -176,6 +181,8 @@ def as_json(found: Answer) -> dict[str, Any]:
         "load": found.load,
         "throughput_per_s": solution.throughput_per_s,
         "bound_per_s": solution.bound_per_s,
+        "is_complete": solution.is_complete,
+        "gap": solution.gap,
         "bottleneck": solution.bottleneck,
         "binding": list(solution.binding),
         "threshold_tokens": _finite(solution.threshold_tokens),

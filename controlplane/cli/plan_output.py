@@ -16,12 +16,17 @@ from controlplane.domain.throughput.solution import BINDING, Solution
 _BITS_PER_GBIT = 1e9
 _THOUSAND = 1000
 _BAR = 24
+_PERCENT = 100
+#: A smaller gap of a complete answer is not worth a line.
+_WORTH_SAYING = 0.01
 
 
 def print_answer(found: Answer, console: Console) -> None:
     """Print the sentence, and tables of thresholds, roles, use, cost and changes."""
     console.print(Text(_sentence(found), "bold"))
     solution = found.solution
+    if said := how_sure(solution):
+        console.print(Text(said, "yellow"))
     console.print(_roles(solution))
     if solution.threshold_tokens:
         console.print(_links(found))
@@ -42,6 +47,14 @@ def _sentence(found: Answer) -> str:
         f"{found.question.name} takes {solution.throughput_per_s:.3g} requests/s; "
         f"{room}. Limited by {limits}."
     )
+
+
+def how_sure(solution: Solution) -> str:
+    """How far the answer may be from the best, in words; empty where it is as good as that."""
+    below = f"at most {_PERCENT * solution.gap:.2g} % below the best there may be"
+    if not solution.is_complete:
+        return f"Stopped early: {below}."
+    return f"Solved to the end: {below}." if solution.gap >= _WORTH_SAYING else ""
 
 
 def _roles(solution: Solution) -> Table:

@@ -62,6 +62,9 @@ class WorkerView(_Filed):
     is_needed: bool = False
     #: Part of its usual work that it should take, 0 < share <= 1: less while it warms up.
     share: float = 1.0
+    #: Part of one worker that it is, 0 < part <= 1: less than 1 for time that a decode worker lends.
+    #: Its times are as long as that makes them; a second of them is so much of a whole worker's.
+    lent_part: float = 1.0
     #: Requests waiting and running: its own count, and claims made since it counted.
     pending_requests: int = 0
     #: Prompt tokens it still has to compute: its own count, and claims made since.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from controlplane.domain.prefix import NO_HIT, PrefixHit
+from controlplane.domain.prefix_hits import discounted, kept_for
 
 #: Why a worker cannot take a request; a closed list, in records, metrics and docs.
 RejectedBy: TypeAlias = Literal[
@@ -99,13 +100,17 @@ class RequestFeatures:
         """
         if trust >= 1 or not self.prefix_hits:
             return self
-        hits = {
-            worker_id: PrefixHit(
-                int(hit.attention_tokens * trust), int(hit.resumable_tokens * trust)
-            )
-            for worker_id, hit in self.prefix_hits.items()
-        }
-        return replace(self, prefix_hits=hits)
+        return replace(self, prefix_hits=discounted(self.prefix_hits, trust))
+
+    def recorded(self, named: Sequence[str]) -> RequestFeatures:
+        """
+        The request as the record of a large view keeps it: of very many hits a part.
+
+        Args:
+            named: Ids of the workers that the decision names: the others are not in the record.
+        """
+        hits = kept_for(self.prefix_hits, named)
+        return self if hits is self.prefix_hits else replace(self, prefix_hits=hits)
 
     def lacking_tokens(self, worker_id: str) -> int:
         """Tokens whose attention KV a decode worker would have to fetch, >= 0."""

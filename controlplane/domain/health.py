@@ -18,8 +18,8 @@ Times are seconds on the router's own monotonic clock.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 #: How one part of a request ended, as told of the worker that ran it; a closed list.
 Outcome: TypeAlias = Literal["ok", "lost", "timeout", "refused", "corrupt", "stalled"]
@@ -75,9 +75,12 @@ class HealthRules:
     warm_share_min: float = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """What a router has seen of one process life."""
+class Health(NamedTuple):
+    """
+    What a router has seen of one process life.
+
+    A tuple, because one is made for each end of a request at a worker (see `lifecycle.Life`).
+    """
 
     #: Since the last success.
     failures_in_row: int = 0
@@ -106,12 +109,11 @@ def after(health: Health, outcome: Outcome, now_s: float, rules: HealthRules) ->
     if outcome == "refused":
         return health
     if outcome == "corrupt":
-        return replace(health, corrupt=health.corrupt + 1)
+        return health._replace(corrupt=health.corrupt + 1)
     is_failure = outcome in _FAILURES
     half = _half(health, now_s, rules.window_s / 2)
     is_forgiven = not is_failure and now_s >= health.ejected_until_s + health.ejected_s
-    return replace(
-        half,
+    return half._replace(
         ended=half.ended + 1,
         failed=half.failed + is_failure,
         failures_in_row=health.failures_in_row + 1 if is_failure else 0,
@@ -122,7 +124,7 @@ def after(health: Health, outcome: Outcome, now_s: float, rules: HealthRules) ->
 
 def suspected(health: Health, now_s: float, rules: HealthRules) -> Health:
     """The health of a worker that somebody has a reason to doubt."""
-    return replace(health, suspect_until_s=now_s + rules.suspect_s)
+    return health._replace(suspect_until_s=now_s + rules.suspect_s)
 
 
 def deserves_ejection(health: Health, now_s: float, rules: HealthRules) -> bool:
@@ -217,8 +219,7 @@ def _half(health: Health, now_s: float, half_s: float) -> Health:
     if age_s < half_s:
         return health
     is_adjacent = age_s < 2 * half_s
-    return replace(
-        health,
+    return health._replace(
         half_began_s=health.half_began_s + half_s if is_adjacent else now_s,
         ended=0,
         failed=0,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 _BITS: Final = 8
@@ -170,5 +170,5 @@ def observed(
     now_bps = max(now_bps, capacity_bps * rules.floor_share)
     utilisation = used_bps / now_bps
     if not is_told:
-        return replace(rate, utilisation=utilisation)
+        return LinkRate(rate_bps=rate.rate_bps, told_s=rate.told_s, utilisation=utilisation)
     return LinkRate(rate_bps=now_bps, told_s=now_s, utilisation=utilisation)

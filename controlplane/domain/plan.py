@@ -88,3 +88,14 @@ class Plan:
     inputs: PlanInputs | None = None
     #: Why it differs from the one before, for people.
     reason: str = ""
+    #: False where the work that one solution may take ended first: thresholds and roles are the best
+    #: found by then.
+    is_complete: bool = True
+    #: At most so large a part of what is possible is given away by these thresholds, or by the roles
+    #: that were found best, 0 to 1: the larger of both.
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a gap that none can be."""
+        if not 0 <= self.gap <= 1:
+            raise ValueError(f"gap is {self.gap:g}, expected 0 to 1")

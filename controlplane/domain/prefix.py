@@ -1,8 +1,8 @@
-"""Which prefixes of a prompt are where: block hashes, and hits under the hybrid rule."""
+"""Prefixes of a prompt: block hashes, hits under the hybrid rule, and what workers say they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, TypeAlias
@@ -95,91 +95,3 @@ class InventoryDelta:
     is_full: bool = False
     stored: Mapping[BlockHash, InventoryEntry]
     removed: tuple[BlockHash, ...] = ()
-
-
-_NOBODY: Final[Mapping[str, InventoryEntry]] = {}
-
-
-class PrefixIndex:
-    """
-    Block hash to holders, for one router; fed by inventory deltas.
-
-    Memory is bounded by what the workers hold: an entry leaves with the delta that removes it or
-    with its worker. Lookup costs one dictionary access per block of the longest hit.
-    """
-
-    def __init__(self) -> None:
-        self._holders: dict[BlockHash, dict[str, InventoryEntry]] = {}
-        self._held: dict[str, set[BlockHash]] = {}
-
-    def __repr__(self) -> str:
-        return f"<PrefixIndex {len(self._holders)} blocks, {len(self._held)} workers>"
-
-    def apply(self, worker_id: str, delta: InventoryDelta) -> None:
-        """Take a worker's report into the index."""
-        if delta.is_full:
-            self.forget(worker_id)
-        for block in delta.removed:
-            self._remove(worker_id, block)
-        held = self._held.setdefault(worker_id, set())
-        for block, entry in delta.stored.items():
-            if not (entry.has_attention or entry.has_state):
-                self._remove(worker_id, block)
-                continue
-            self._holders.setdefault(block, {})[worker_id] = entry
-            held.add(block)
-
-    def forget(self, worker_id: str) -> None:
-        """Drop everything known of a worker."""
-        for block in tuple(self._held.get(worker_id, ())):
-            self._remove(worker_id, block)
-        self._held.pop(worker_id, None)
-
-    def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> dict[str, PrefixHit]:
-        """
-        Hits of one prompt at every worker that holds its first block.
-
-        Args:
-            hashes: From `block_hashes`, with the same `block_tokens`.
-            block_tokens: Tokens in a block.
-        """
-        ended: dict[str, int] = {}
-        resumable: dict[str, int] = {}
-        alive: list[str] = []
-        tokens = 0
-        for position, block in enumerate(hashes):
-            holders = self._holders.get(block, _NOBODY)
-            matched: list[str] = []
-            for worker_id in holders if position == 0 else alive:
-                entry = holders.get(worker_id)
-                if entry is None or not entry.has_attention:
-                    ended[worker_id] = tokens
-                    continue
-                matched.append(worker_id)
-                if entry.has_state:
-                    resumable[worker_id] = tokens + block_tokens
-            alive = matched
-            if not alive:
-                break
-            tokens += block_tokens
-        ended.update(dict.fromkeys(alive, tokens))
-        return {
-            worker_id: PrefixHit(held_tokens, resumable.get(worker_id, 0))
-            for worker_id, held_tokens in ended.items()
-            if held_tokens
-        }
-
-    def held_blocks(self, worker_id: str) -> int:
-        """Blocks known to be at a worker."""
-        return len(self._held.get(worker_id, ()))
-
-    def _remove(self, worker_id: str, block: BlockHash) -> None:
-        holders = self._holders.get(block)
-        if holders is None:
-            return
-        holders.pop(worker_id, None)
-        if not holders:
-            del self._holders[block]
-        held = self._held.get(worker_id)
-        if held is not None:
-            held.discard(block)

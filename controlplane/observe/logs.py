@@ -73,7 +73,7 @@ FIELDS: Final = frozenset({
     "output_tokens", "attempts", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "prefill_s",
     "transfer_s", "egress_bytes", "predicted_ttft_s", "age_s", "host", "port", "admin_port",
     "kv_port", "count", "segment", "link", "story", "detail", "process", "pid", "exit_status", "url",
-    "version",
+    "version", "is_complete", "gap",
 })  # fmt: skip
 
 _dropped_fields_total = 0

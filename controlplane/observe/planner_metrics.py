@@ -57,11 +57,24 @@ class PlannerMetrics:
             registry=registry,
         )
 
+        self.gap = Gauge(
+            "prfaas_plan_gap_ratio",
+            "How far what the plan promises may be below the best, as a part of that.",
+            registry=registry,
+        )
+        self.is_cut_short = Gauge(
+            "prfaas_plan_cut_short",
+            "1 when the plan that policies see is the best found before its work ended, else 0.",
+            registry=registry,
+        )
+
     def show(self, plan: Plan | None) -> None:
         """Show the plan that policies see, or that there is none."""
         self.version.set(plan.version if plan is not None else 0)
         self.throughput.set(plan.throughput_per_s if plan is not None else 0.0)
         self.load.set(plan.load if plan is not None else 0.0)
+        self.gap.set(plan.gap if plan is not None else 0.0)
+        self.is_cut_short.set(plan is not None and not plan.is_complete)
         self.threshold_tokens.clear()
         if plan is not None:
             for link, tokens in plan.threshold_tokens.items():

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from controlplane.domain.cluster import Role
 from controlplane.domain.decision import Decision, RequestFeatures
+from controlplane.domain.prefix_hits import longest_first
 from controlplane.planner.fading import Fading, FadingHistogram
 from controlplane.planner.profile_fit import Normals, seen
 from controlplane.planner.traffic import Demand, SiteTraffic
@@ -168,13 +169,13 @@ def uncached_at(datacenter: str, features: RequestFeatures, role_of: RoleOf) -> 
     Judged before placement: all tokens of the prefill less the best hit of any prefill worker there. It
     is the length that thresholds are compared with, whoever prefills in the end.
     """
-    best = max(
+    best = next(
         (
             hit.resumable_tokens
-            for worker_id, hit in features.prefix_hits.items()
+            for worker_id, hit in longest_first(features.prefix_hits, datacenter)
             if role_of(worker_id) == (datacenter, "prefill")
         ),
-        default=0,
+        0,
     )
     return max(0, features.prefill_tokens - best)
 

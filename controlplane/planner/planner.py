@@ -299,8 +299,14 @@ class Planner:
         )
         if await self._publish(replace(plan, version=version + 1), version):
             self._memory = memory
-            if before is None or plan.threshold_tokens != before.threshold_tokens:
-                _log.info("plan.published", version=version + 1, reason=plan.reason)
+            if before is None or _is_news(before, plan):
+                _log.info(
+                    "plan.published",
+                    version=version + 1,
+                    reason=plan.reason,
+                    is_complete=plan.is_complete,
+                    gap=plan.gap,
+                )
 
     async def _prolong(self, version: int) -> None:
         """Too little traffic to plan for: what was planned last holds on, if it is ours."""
@@ -341,6 +347,13 @@ class Planner:
     def _show(self) -> None:
         self._metrics.leader.set(self.leads)
         self._metrics.show(self._cluster.view().plan)
+
+
+def _is_news(before: Plan, plan: Plan) -> bool:
+    """Whether a plan sets something else, or is sure of it in another way: that is worth a line."""
+    return (
+        plan.threshold_tokens != before.threshold_tokens or plan.is_complete != before.is_complete
+    )
 
 
 def fitted_profiles(

@@ -41,6 +41,10 @@ class Solved:
     prices: ShadowPrices = field(default_factory=ShadowPrices)
     throughput_per_s: float = 0.0
     bottleneck: Bottleneck = "none"
+    #: False where the work of the solution ended first.
+    is_complete: bool = True
+    #: How far the throughput may be below the best, as a part of that, 0 to 1.
+    gap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,8 @@ def next_plan(
         bottleneck=now.bottleneck if load >= _IDLE_LOAD else "none",
         inputs=inputs,
         reason=f"{cause}: {'; '.join(changes) or 'nothing moves'}"[:_REASON_MAX],
+        is_complete=now.is_complete and best.is_complete,
+        gap=max(now.gap, best.gap),
     )
     return plan, replace(memory, moved_s=moved_s)
 

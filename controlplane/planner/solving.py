@@ -178,4 +178,6 @@ def _solved(solution: Solution, facts: FleetFacts) -> Solved:
         prices=solution.prices,
         throughput_per_s=solution.throughput_per_s,
         bottleneck=solution.bottleneck,
+        is_complete=solution.is_complete,
+        gap=solution.gap,
     )

@@ -61,16 +61,14 @@ class ReplayWorkerClient:
         count = len(tokens) - 1
         life.prefill(job.request_id, job.incarnation, count, hashes)
         self._sources[job.request_id] = life
-        return KvLocation.model_construct(
-            worker_id=life.worker_id,
-            datacenter=life.worker.datacenter,
-            incarnation=job.incarnation,
-            segment_id=job.request_id,
-            generation=1,
-            host=_HOST,
-            port=_PORT,
-            lease_s=30.0,
-            manifest=_MANIFEST,
+        # Checked once and copied: its parts are those of a worker that was checked.
+        return _LOCATION.model_copy(
+            update={
+                "worker_id": life.worker_id,
+                "datacenter": life.worker.datacenter,
+                "incarnation": job.incarnation,
+                "segment_id": job.request_id,
+            }
         )
 
     async def abort_prefill(self, url: str, request_id: str) -> None:
@@ -132,6 +130,16 @@ class ReplayWorkerClient:
         return life
 
 
-_MANIFEST = KvManifest(
-    fingerprint="replay-1", scope="replay", token_count=0, block_tokens=1, groups=()
+_LOCATION = KvLocation(
+    worker_id="emulated",
+    datacenter="emulated",
+    incarnation="emulated",
+    segment_id="emulated",
+    generation=1,
+    host=_HOST,
+    port=_PORT,
+    lease_s=30.0,
+    manifest=KvManifest(
+        fingerprint="replay-1", scope="replay", token_count=0, block_tokens=1, groups=()
+    ),
 )

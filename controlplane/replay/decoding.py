@@ -70,6 +70,11 @@ class DecodeRun:
             raise found
         return found
 
+    @property
+    def has_ended(self) -> bool:
+        """The router has had everything, and it is over."""
+        return self._is_closed and not self._frames
+
     def close(self) -> None:
         """The router has gone: stop, and free everything."""
         if not self._is_closed:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import events
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar, copy_context
 from heapq import heappop, heappush
 from random import Random
@@ -97,6 +97,50 @@ class _Task(asyncio.Task[_T]):
         return self is other
 
 
+class _Handle(asyncio.Handle):
+    """One of asyncio's, made without asking each time whether the loop is debugged."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+
+
+class _Timer(asyncio.TimerHandle):
+    """The same, at a time."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+        self._when = when
+        # It is in the heap: asyncio tells the loop when such a timer is cancelled.
+        self._scheduled = True
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """The loop; see the module. What asyncio offers and this does not raises `NotImplementedError`."""
 
@@ -150,14 +194,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """Call something at a time of the host that asks."""
         self._check_open()
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = _Timer(when, callback, args, self, context)
         host = _host_of(timer)
         due_s = when if host is None else (when - host.offset_s) / host.rate
         due_s = max(due_s, self._now_s + _TICK_S)
         drawn = 0.0 if self._random is None else self._random.random()
         self._numbers += 1
         heappush(self._timers, (due_s, drawn, self._numbers, timer))
-        timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001 - asks for the notice below
         return timer
 
     def call_later(
@@ -189,7 +232,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Handle:
         """Call something after all that is ready."""
         self._check_open()
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 
 from controlplane.domain.cluster import Role
@@ -287,7 +287,7 @@ class Life:
 
     def beat(self) -> WorkerBeat:
         """The next heartbeat."""
-        worker, spec, world = self.worker, self.worker.spec, self.worker.world
+        worker = self.worker
         self._sequence += 1
         is_full, self.wants_full_inventory = self.wants_full_inventory, False
         now_s = worker.loop.time()
@@ -295,12 +295,29 @@ class Life:
         if is_decode:
             worker.catch_up()
         # Made of checked parts: checking it again would take longer than all the rest of it.
+        return self._first_beat.model_copy(
+            update={
+                "sequence": self._sequence,
+                "is_draining": self.is_draining,
+                "age_s": now_s - self._born_s,
+                "profile": self._profile(),
+                "load": self._load(now_s),
+                "lend_share": worker.lend_share if is_decode or self.is_lent else 0.0,
+                "inventory": worker.cache.take_inventory(self.inventory, is_full=is_full),
+                "links": worker.links.reports() if is_decode else (),
+            }
+        )
+
+    @cached_property
+    def _first_beat(self) -> WorkerBeat:
+        """What all heartbeats of this life have in common."""
+        spec, world = self.worker.spec, self.worker.world
         return WorkerBeat.model_construct(
             worker_id=self.worker_id,
             datacenter=spec.datacenter,
             role=self.role,
             incarnation=self.incarnation,
-            sequence=self._sequence,
+            sequence=1,
             url=self.url,
             model=MODEL,
             fingerprint=FINGERPRINT,
@@ -309,16 +326,9 @@ class Life:
             context_tokens_max=world.context_tokens_max,
             requests_max=self._requests_max,
             slots=self._slots,
-            is_draining=self.is_draining,
-            can_resume=is_decode,
-            age_s=now_s - self._born_s,
-            profile=self._profile(),
-            load=self._load(now_s),
+            can_resume=self.role == "decode",
             roles=() if self.is_lent else spec.hardware.roles,
-            lend_share=worker.lend_share if is_decode or self.is_lent else 0.0,
             lent_by=spec.worker_id if self.is_lent else None,
-            inventory=worker.cache.take_inventory(self.inventory, is_full=is_full),
-            links=worker.links.reports() if is_decode else (),
         )
 
     def _profile(self) -> Profile:
@@ -339,22 +349,21 @@ class Life:
     def _load(self, now_s: float) -> Load:
         if self.role == "decode":
             engine = self.worker.decoding
-            return Load.model_construct(
-                queue_requests=engine.requests,
-                queue_tokens=0,
-                queue_s=0.0,
-                running=engine.running,
-                kv_bytes=0,
+            return _IDLE.model_copy(
+                update={"queue_requests": engine.requests, "running": engine.running}
             )
         prefilling = self.prefilling
-        return Load.model_construct(
-            queue_requests=prefilling.requests,
-            queue_tokens=prefilling.queue_tokens(now_s),
-            queue_s=prefilling.queue_s(now_s),
-            running=prefilling.running,
-            kv_bytes=0,
+        return _IDLE.model_copy(
+            update={
+                "queue_requests": prefilling.requests,
+                "queue_tokens": prefilling.queue_tokens(now_s),
+                "queue_s": prefilling.queue_s(now_s),
+                "running": prefilling.running,
+            }
         )
 
+
+_IDLE: Final = Load(queue_requests=0, queue_tokens=0, queue_s=0.0, running=0, kv_bytes=0)
 
 #: Age of workers that were there before the replay began: none of them warms up.
 _OLD_S: Final = 3600.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from controlplane.domain.lifecycle import ClientGone, DeadlinePassed, RouterFault, RouterLeft
 from controlplane.errors import Draining, RequestQuarantined
@@ -69,13 +67,26 @@ class Dispatcher:
         self._check_welcome(incoming)
         if self._services.traffic is not None:
             self._services.traffic.arrived()
-        keys = self._services.keys
-        with self._counted():
-            async with (
-                keys.claimed(incoming.idempotency_key, incoming.digest) as store_waited_s,
-                self._admission.place(incoming.tenant, deadline_s=incoming.deadline_s),
-            ):
-                return await self._serve(incoming, sink, store_waited_s)
+        self._begin()
+        try:
+            if incoming.idempotency_key is None:
+                # As most have none: claiming nothing would take as long as a place.
+                return await self._serve_in_turn(incoming, sink, 0.0)
+            keys = self._services.keys
+            async with keys.claimed(incoming.idempotency_key, incoming.digest) as store_waited_s:
+                return await self._serve_in_turn(incoming, sink, store_waited_s)
+        finally:
+            self._end()
+
+    async def _serve_in_turn(
+        self, incoming: Incoming, sink: ClientSink, store_waited_s: float
+    ) -> Flight:
+        """Wait for a place, and use it."""
+        await self._admission.enter(incoming.tenant, deadline_s=incoming.deadline_s)
+        try:
+            return await self._serve(incoming, sink, store_waited_s)
+        finally:
+            self._admission.leave()
 
     async def _serve(self, incoming: Incoming, sink: ClientSink, store_waited_s: float) -> Flight:
         """Fly a request that has its place."""
@@ -162,20 +173,18 @@ class Dispatcher:
                 "with its request id instead of sending it again"
             )
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """A request in flight, from its acceptance to its end."""
-        gauge = self._services.metrics.requests_in_flight
+    def _begin(self) -> None:
+        """Another request is in flight."""
         self._in_flight += 1
         self._idle.clear()
-        gauge.inc()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            gauge.dec()
-            if self._in_flight == 0:
-                self._idle.set()
+        self._services.metrics.requests_in_flight.inc()
+
+    def _end(self) -> None:
+        """One request less is."""
+        self._in_flight -= 1
+        self._services.metrics.requests_in_flight.dec()
+        if self._in_flight == 0:
+            self._idle.set()
 
 
 def _fault(flight: Flight, incoming: Incoming) -> None:

@@ -132,7 +132,7 @@ class Flight:
         before = self.life
         self.life, more = life.advance(before, event)
         self._todo = (*self._todo, *more)
-        is_retry = any(type(instruction) is life.AskRetry for instruction in more)
+        is_retry = life.AskRetry in map(type, more)
         if (is_retry or self.life.state.is_terminal) and self._attempts:
             cause = type(event).__name__
             is_over = self._attempts[-1].ended_by != "ok"
@@ -424,6 +424,9 @@ class Flight:
 
     async def _read_rest(self, stream: DecodeStream) -> None:
         """Reading to the end lets the connection serve the next request; it is worth no wait."""
+        if stream.has_ended:
+            # Nothing to wait for, so no timer to set.
+            return
         try:
             async with asyncio.timeout(_REST_S):
                 while await stream.frames():

@@ -8,6 +8,7 @@ from controlplane.domain import lifecycle as life
 from controlplane.domain.cluster import WorkerView, link_id
 from controlplane.domain.decision import Placement, Prediction
 from controlplane.domain.prefix import BlockHash
+from controlplane.domain.prefix_hits import resumable_tokens_max
 from controlplane.errors import LinkDown, LinkStalled, StoreError, StoreTimeout
 from controlplane.router.claims import Claim
 from controlplane.router.coalescing import Lead
@@ -149,7 +150,7 @@ class Holdings:
         has_waited = await services.coalescing.wait(
             incoming.hashes,
             block_tokens=incoming.block_tokens,
-            cached_tokens=max((hit.resumable_tokens for hit in hits.values()), default=0),
+            cached_tokens=resumable_tokens_max(hits),
             within_s=services.limits.coalesce_wait_s,
         )
         if has_waited:

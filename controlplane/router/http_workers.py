@@ -70,6 +70,11 @@ class HttpDecodeStream:
             raise WorkerLost(f"the decode worker sent a malformed stream: {error}") from error
         return []
 
+    @property
+    def has_ended(self) -> bool:
+        """Mostly the end comes with the last frames; see the contract."""
+        return self._is_closed or self._response.content.at_eof()
+
     def close(self) -> None:
         """Drop the connection, unless the answer is complete: then it is kept for the next job."""
         self._is_closed = True

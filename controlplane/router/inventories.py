@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from controlplane.domain.prefix import BlockHash, PrefixHit, PrefixIndex
+from controlplane.domain.prefix import BlockHash
+from controlplane.domain.prefix_hits import Hits
+from controlplane.domain.prefix_index import PrefixIndex
 from controlplane.router.known import KnownWorker
 from controlplane.wire import WorkerBeat
 
@@ -56,7 +58,7 @@ class Inventories:
         """A change of some inventory was missed and has not come again by itself."""
         return any(since_s <= now_s - _GAP_S for since_s in self._gaps.values())
 
-    def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> dict[str, PrefixHit]:
+    def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> Hits:
         """Prefix hits of a prompt at every worker that has any."""
         return self._index.match(hashes, block_tokens=block_tokens)
 

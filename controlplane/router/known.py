@@ -114,6 +114,8 @@ class KnownWorker:
             is_ejected=now_s < health.ejected_until_s,
             is_needed=self.is_needed,
             share=share,
+            # Lent time that does not tell its share counts as whole: it is used less than it could be.
+            lent_part=(beat.lend_share or 1.0) if beat.lent_by is not None else 1.0,
             pending_requests=max(0, pending, self.reserved_requests + self.delta_requests),
             pending_tokens=max(0, beat.load.queue_tokens + self.delta_tokens),
             pending_s=self._pending_s(),

@@ -121,6 +121,11 @@ class MemoryDecodeStream:
             raise WorkerLost("the connection was closed")
         return []
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was read to its end; see the contract."""
+        return self._is_closed and not self._is_broken
+
     def close(self) -> None:
         """Drop it; see the contract."""
         if not self._is_closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -12,7 +13,8 @@ from controlplane.config import LimitsConfig
 from controlplane.domain.cluster import recorded
 from controlplane.domain.decision import Decision, RequestFeatures
 from controlplane.domain.health import Outcome
-from controlplane.domain.prefix import BlockHash, PrefixHit
+from controlplane.domain.prefix import BlockHash
+from controlplane.domain.prefix_hits import Hits, with_hit
 from controlplane.errors import StoreError
 from controlplane.observe.logs import get_logger
 from controlplane.observe.metrics import RouterMetrics
@@ -111,26 +113,28 @@ class Services:
         self.metrics.decisions(policy.name, decision.reason, "yes" if is_offloaded else "no").inc()
         for plugin, failures in decision.plugin_failures.items():
             self.metrics.plugin_failures_total.labels(plugin).inc(failures)
+        is_whole = view.is_kept_whole
+        # Of a small view the whole is kept, and whom the decision names is not asked: nobody needs to
+        # know before the record is written.
+        named = () if is_whole else decision.named_workers
         return Attempt(
             policy=policy.name,
             parameters=parameters,
             policy_version=self.policy_version,
             seed=seed,
-            features=features,
-            # Of a small view the whole is kept, and whom the decision names is not asked: nobody needs
-            # to know before the record is written.
-            view=view if view.is_kept_whole else recorded(view, decision.named_workers),
+            features=features if is_whole else features.recorded(named),
+            view=view if is_whole else recorded(view, named),
             view_age_s=view_age_s,
             decision=decision,
         )
 
-    def hits(self, hashes: tuple[BlockHash, ...], *, block_tokens: int) -> Mapping[str, PrefixHit]:
+    def hits(self, hashes: tuple[BlockHash, ...], *, block_tokens: int) -> Hits:
         """Who holds what of a prompt: what workers have said, and what this router knows."""
         hits = self.tracker.match(hashes, block_tokens=block_tokens)
         for worker_id, hint in self.coalescing.hints(hashes, block_tokens=block_tokens).items():
             hit = hits.get(worker_id)
             if hit is None or hit.resumable_tokens < hint.resumable_tokens:
-                hits = {**hits, worker_id: hint}
+                hits = with_hit(hits, worker_id, hint)
         return hits
 
     def outcome(self, worker_id: str, incarnation: str, kind: Outcome) -> None:
@@ -195,7 +199,8 @@ class Services:
         self._measure(record)
         if self.traffic is not None:
             self.traffic.observe(record)
-        _log.info("request.finished", **_canonical_line(record))
+        if _log.is_enabled_for(logging.INFO):
+            _log.info("request.finished", **_canonical_line(record))
 
     def _with_shadows(self, record: DecisionRecord) -> DecisionRecord:
         """The record with what shadows have answered to its decisions so far."""

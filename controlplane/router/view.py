@@ -18,7 +18,8 @@ from controlplane.domain.cluster import ClusterView, LinkView
 from controlplane.domain.health import Outcome, WorkerState, suspected
 from controlplane.domain.modes import Mode, mode_of, prefix_trust
 from controlplane.domain.plan import Plan
-from controlplane.domain.prefix import BlockHash, PrefixHit
+from controlplane.domain.prefix import BlockHash
+from controlplane.domain.prefix_hits import Hits
 from controlplane.router.beats import BeatRefusal, refusal_of
 from controlplane.router.claims import Claim, ClaimBook
 from controlplane.router.inventories import Inventories
@@ -313,7 +314,7 @@ class ViewTracker:
         )
         return self._cached
 
-    def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> dict[str, PrefixHit]:
+    def match(self, hashes: Sequence[BlockHash], *, block_tokens: int) -> Hits:
         """Prefix hits of a prompt at every worker that has any."""
         return self._inventories.match(hashes, block_tokens=block_tokens)
 

@@ -34,6 +34,10 @@ class DecodeStream(Protocol):
             WorkerTimeout: Nothing came for `decode_idle_timeout_s`.
         """
 
+    @property
+    def has_ended(self) -> bool:
+        """Nothing more comes: what `frames` would give is empty, and is there at once."""
+
     def close(self) -> None:
         """Drop the connection: the worker stops and frees its KV. Idempotent."""
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 
 from controlplane.config import StoreConfig
@@ -111,9 +112,7 @@ class MemoryStore:
             self._ledger.forget_worker(beat.worker_id)
         if reported.news is not None:
             self._tell(WorkerSeen(reported.news))
-        return BeatReply(
-            wants_full_inventory=reported.wants_full_inventory, is_inventory_cut=reported.is_cut
-        )
+        return _reply_to(reported.wants_full_inventory, reported.is_cut)
 
     async def deregister(self, worker_id: str, incarnation: str) -> None:
         """Remove a worker unless another incarnation took its place."""
@@ -170,7 +169,9 @@ class MemoryStore:
             except TimeoutError:
                 return cursor, ()
             self._check_open()
-        news = list(islice((item for item in self._events if item[0] > after), _EVENTS_BATCH))
+        # Numbers follow each other, so the first that is new is found without looking at the rest.
+        begin = max(0, len(self._events) - max(0, self._event_number - after))
+        news = list(islice(self._events, begin, begin + _EVENTS_BATCH))
         return (_cursor(news[-1][0]) if news else cursor), [event for _, event in news]
 
     # --- Reservations -------------------------------------------------------------------------
@@ -394,6 +395,12 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreUnavailable("this store was closed")
+
+
+@cache
+def _reply_to(wants_full_inventory: bool, is_inventory_cut: bool) -> BeatReply:  # noqa: FBT001 - keys of a cache
+    """One of four answers, each of which is checked once."""
+    return BeatReply(wants_full_inventory=wants_full_inventory, is_inventory_cut=is_inventory_cut)
 
 
 def _cursor(number: int) -> Cursor:

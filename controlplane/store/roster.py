@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from controlplane.wire import Inventory, WorkerBeat
+
+
+#: What a report says of its inventory when it was told already.
+_NOTHING: Final = Inventory()
 
 
 @dataclass(slots=True)
@@ -111,7 +116,7 @@ class Roster:
         if known is not None and is_same and beat.sequence <= known.beat.sequence:
             return Reported(wants_full_inventory=not known.is_complete)
 
-        bare = beat.model_copy(update={"inventory": Inventory()})
+        bare = beat.model_copy(update={"inventory": _NOTHING})
         worker = Registration(bare, self._clock() + ttl_s)
         if known is not None and is_same:
             worker.stored = known.stored

@@ -6,7 +6,8 @@ import pytest
 from store_builders import TTL_S, Advance, a_beat, a_location, a_reservation, delta, full
 
 from controlplane.config import StoreConfig
-from controlplane.domain.prefix import PrefixHit, PrefixIndex
+from controlplane.domain.prefix import PrefixHit
+from controlplane.domain.prefix_index import PrefixIndex
 from controlplane.errors import StoreUnavailable
 from controlplane.store.api import StateStore, WorkerSeen
 from controlplane.wire import Inventory

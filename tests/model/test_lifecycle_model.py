@@ -223,8 +223,7 @@ _Key: TypeAlias = tuple[Life, Ledger]
 
 def _key(life: Life, held: Ledger) -> _Key:
     """Lives with equal keys have the same future."""
-    present = replace(
-        life,
+    present = life._replace(
         story=(),
         excluded=("?",) * bool(life.excluded),
         prefill_worker=life.prefill_worker[:1],

@@ -10,8 +10,8 @@ from controlplane.domain.prefix import (
     InventoryDelta,
     InventoryEntry,
     PrefixHit,
-    PrefixIndex,
 )
+from controlplane.domain.prefix_index import PrefixIndex
 from controlplane.wire import Inventory
 
 BLOCKS = tuple(bytes([n]) * 16 for n in range(6))

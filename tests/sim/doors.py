@@ -79,6 +79,11 @@ class SimDecodeStream:
                 return frames
         return []
 
+    @property
+    def has_ended(self) -> bool:
+        """Only a read finds out."""
+        return self._is_closed
+
     def close(self) -> None:
         """Drop the connection."""
         self._is_closed = True
@@ -322,6 +327,27 @@ def open_decode_door(
             alive.cancel()
 
     process.services["decode"] = serve
+
+
+def refuse_prefills(process: Process) -> None:
+    """What a worker answers that does not prefill in this life."""
+
+    async def refuse(parcel: bytes) -> bytes:
+        del parcel
+        raise WorkerRefused("nobody prefills here")
+
+    process.doors["prefill"] = refuse
+    process.doors["abort"] = lambda _: None
+
+
+def refuse_decodes(process: Process) -> None:
+    """What a worker answers that does not decode in this life."""
+
+    async def refuse(sock: Socket, parcel: bytes) -> None:
+        del parcel
+        sock.send(b"nobody decodes here")
+
+    process.services["decode"] = refuse
 
 
 def open_probe_door(process: Process) -> None:

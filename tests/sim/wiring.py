@@ -19,6 +19,8 @@ from sim.doors import (
     open_decode_door,
     open_prefill_door,
     open_probe_door,
+    refuse_decodes,
+    refuse_prefills,
 )
 from sim.engine import EngineTimes, OracleEngine
 from sim.kv import KV_PORT, SimKvServer
@@ -359,7 +361,9 @@ def _start_worker(shared: Shared, process: Process) -> WorkerNode:
     parts = _Parts(metrics=WorkerMetrics(), links=LinkMeters(identity.datacenter))
     if role == "prefill":
         _prefill_parts(shared, process, identity, engine, store, parts)
+        refuse_decodes(process)
     else:
+        refuse_prefills(process)
         _decode_parts(shared, process, identity, engine, parts)
     beats: Any = _OldBeats(store) if process.name in shared.old else store
     agent = Agent(

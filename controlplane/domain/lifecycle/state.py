@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
+
+
+_TERMINAL: Final = frozenset({"done", "failed", "cancelled", "rejected"})
 
 
 class State(Enum):
@@ -19,10 +23,9 @@ class State(Enum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
 
-    @property
-    def is_terminal(self) -> bool:
-        """Nothing comes after it."""
-        return self in _TERMINAL
+    def __init__(self, value: str) -> None:
+        #: Nothing comes after it. Kept, because each request asks for it a dozen times.
+        self.is_terminal = value in _TERMINAL
 
-
-_TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.REJECTED})
+    #: By identity: an `Enum` hashes its name, in Python, each time it is looked up in a table.
+    __hash__ = object.__hash__

@@ -18,8 +18,8 @@ cancellation is a unit test over a list of events, without a socket or a clock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 from controlplane.domain.health import Outcome
 from controlplane.domain.lifecycle.events import (
@@ -89,15 +89,19 @@ class Terms:
     can_wait: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
-    """One request's state and what it holds; a value, replaced by each event."""
+class Life(NamedTuple):
+    """
+    One request's state and what it holds; a value, replaced by each event.
+
+    A tuple, because two are made for each event: `_replace` takes a fourth of the time of
+    `dataclasses.replace`.
+    """
 
     terms: Terms
-    state: State = State.ADMITTED
     #: Further attempts that are left after this one.
     attempts_left: int
     migrations_left: int
+    state: State = State.ADMITTED
     #: Workers that have failed this request.
     excluded: tuple[str, ...] = ()
     prefill_worker: str = ""
@@ -145,7 +149,7 @@ def advance(life: Life, event: Event) -> _Step:
         IllegalEvent: The event cannot happen in this state.
     """
     kind = type(event)
-    life = replace(life, story=(*life.story, kind.__name__))
+    life = life._replace(story=(*life.story, kind.__name__))
     if not life.state.is_terminal:
         if kind in _ENDS:
             state, code = _ENDS[kind]
@@ -174,8 +178,7 @@ def _turn_came(life: Life, _: Event) -> _Step:
 
 def _placed(life: Life, event: Event) -> _Step:
     assert isinstance(event, Placed)
-    life = replace(
-        life,
+    life = life._replace(
         state=State.QUEUED,
         prefill_worker=event.prefill_worker,
         decode_worker=event.decode_worker,
@@ -184,24 +187,24 @@ def _placed(life: Life, event: Event) -> _Step:
 
 
 def _reserved(life: Life, _: Event) -> _Step:
-    life = replace(life, state=State.PREFILLING, has_reservation=True, has_segment=True)
+    life = life._replace(state=State.PREFILLING, has_reservation=True, has_segment=True)
     return life, (StartPrefill(),)
 
 
 def _prefill_accepted(life: Life, _: Event) -> _Step:
-    return replace(life, state=State.TRANSFERRING, has_stream=True), (StartDecode(),)
+    return life._replace(state=State.TRANSFERRING, has_stream=True), (StartDecode(),)
 
 
 def _first_token(life: Life, event: Event) -> _Step:
     assert isinstance(event, FirstToken)
     verdicts = (Judge(life.prefill_worker, "ok"), Judge(life.decode_worker, "ok"))
-    life = replace(life, state=State.DECODING, has_tokens=event.has_tokens)
+    life = life._replace(state=State.DECODING, has_tokens=event.has_tokens)
     return life, (*verdicts, Relay())
 
 
 def _stream_ended(life: Life, _: Event) -> _Step:
     # Both sides have let go by themselves: the decoder released the segment when it had it all.
-    life = replace(life, state=State.DONE, has_segment=False, has_stream=False)
+    life = life._replace(state=State.DONE, has_segment=False, has_stream=False)
     return life, (Finish(State.DONE, "ok"),)
 
 
@@ -217,7 +220,7 @@ def _no_placement(life: Life, _: Event) -> _Step:
         # A first attempt that finds nobody is refused; a later one is a request that we lost.
         return _end(life, State.REJECTED, "no_candidate")
     # Whoever is left has failed this request; after a pause they may be tried once more.
-    return _again(replace(life, excluded=()), (), "no_candidate", after_pause=True)
+    return _again(life._replace(excluded=()), (), "no_candidate", after_pause=True)
 
 
 def _reservation_refused(life: Life, event: Event) -> _Step:
@@ -227,7 +230,7 @@ def _reservation_refused(life: Life, event: Event) -> _Step:
 
 def _prefill_refused(life: Life, _: Event) -> _Step:
     verdict = Judge(life.prefill_worker, "refused")
-    life = replace(life, has_segment=False)
+    life = life._replace(has_segment=False)
     return _again(life, (life.prefill_worker,), "worker_refused", verdict)
 
 
@@ -257,7 +260,7 @@ def _decode_fails(
             return _migrate(life, code, *verdicts)
         if not life.terms.is_stream:
             return _again(
-                replace(life, has_output=False), (worker,), code, *verdicts, ForgetOutput()
+                life._replace(has_output=False), (worker,), code, *verdicts, ForgetOutput()
             )
         # The client has seen tokens, and a second attempt could contradict them.
         ended, instructions = _end(life, State.FAILED, code)
@@ -271,8 +274,7 @@ def _migrate(life: Life, code: str, *verdicts: Instruction) -> _Step:
     if life.migrations_left == 0:
         ended, instructions = _end(life, State.FAILED, code)
         return ended, (*verdicts, *instructions)
-    life = replace(
-        life,
+    life = life._replace(
         has_output=True,
         migrations_left=life.migrations_left - 1,
         # One more, because the next line counts this failure as one.
@@ -349,7 +351,7 @@ def _release(life: Life) -> tuple[tuple[Instruction, ...], Life]:
         instructions.append(AbortDecode())
     if life.has_segment:
         instructions.append(AbortPrefill())
-    return tuple(instructions), replace(life, has_segment=False, has_stream=False)
+    return tuple(instructions), life._replace(has_segment=False, has_stream=False)
 
 
 def _again(
@@ -365,8 +367,7 @@ def _again(
         return ended, (*verdicts, *instructions)
     aborts, life = _release(life)
     give_back: tuple[Instruction, ...] = (GiveBack(),) if life.has_reservation else ()
-    life = replace(
-        life,
+    life = life._replace(
         state=State.MIGRATING if life.has_output else State.ADMITTED,
         attempts_left=life.attempts_left - 1,
         excluded=(*life.excluded, *failed),
@@ -380,4 +381,4 @@ def _end(life: Life, state: State, code: str) -> _Step:
     """The end: stop both workers, tell a client that is still there, finish."""
     aborts, life = _release(life)
     fail: tuple[Instruction, ...] = () if state is State.CANCELLED else (Fail(code),)
-    return replace(life, state=state), (*aborts, *fail, Finish(state, code))
+    return life._replace(state=state), (*aborts, *fail, Finish(state, code))

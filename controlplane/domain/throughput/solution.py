@@ -129,6 +129,8 @@ class Solution:
             bottleneck="none" if load < _IDLE_LOAD else self.bottleneck,
             inputs=inputs,
             reason=reason,
+            is_complete=self.is_complete,
+            gap=self.gap,
         )
 
     def egress_at(self, rate_per_s: float) -> dict[str, float]:

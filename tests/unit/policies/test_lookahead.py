@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -248,6 +249,45 @@ def test_a_price_is_a_term_of_its_own() -> None:
     assert price.weighed_s == pytest.approx(3.2826 * 0.626 * 7 / 3.2 * 6.561, rel=1e-3)
 
 
+def a_fifth(of: WorkerView, **overrides: Any) -> WorkerView:
+    """Time that a decode worker of the same hardware lends: all takes five times as long."""
+    return replace(
+        of,
+        worker_id="west/d1.lent",
+        lent_part=0.2,
+        prefill_fixed_s=5 * of.prefill_fixed_s,
+        prefill_s_per_token=5 * of.prefill_s_per_token,
+        prefill_s_per_token_squared=5 * of.prefill_s_per_token_squared,
+        **overrides,
+    )
+
+
+def test_lent_time_takes_no_more_of_a_worker_than_a_worker_of_its_own() -> None:
+    """It lasts five times as long, and is a fifth of a worker meanwhile: its price is the same."""
+    view = case_study(load=0.9)
+    whole = next(one for one in view.workers if one.worker_id == "west/p1")
+    prices = []
+    for prefill in (whole, a_fifth(whole)):
+        only = a_view(a_worker("west/d1"), prefill, plan=view.plan)
+        decision = decide(a_request(input_tokens=4_001), only)
+        assert decision.prediction is not None
+        terms = {term.name: term.weighed_s for term in decision.prediction.costs}
+        prices.append((terms["prefill"], terms["price of prefill time in west"]))
+
+    (whole_s, whole_price_s), (lent_s, lent_price_s) = prices
+    assert lent_s == pytest.approx(5 * whole_s)
+    assert lent_price_s == pytest.approx(whole_price_s)
+
+
+def test_near_saturation_lent_time_is_used_before_its_datacenter_is_left() -> None:
+    """Were it as dear as it is slow, it would stand idle while the link has to carry its prompts."""
+    view = case_study(load=0.97, east=20.0, west=30.0)
+    whole = next(one for one in view.workers if one.worker_id == "west/p1")
+    with_lent = replace(view, workers=(*view.workers, a_fifth(whole, pending_s=0.0)))
+
+    assert prefill_worker(decide(a_request(input_tokens=4_001), with_lent)) == "west/d1.lent"
+
+
 def test_a_scarce_link_has_a_price_per_byte() -> None:
     """Two datacenters that are as fast: the one whose link binds is left for those who need it."""
     slow_home = a_worker("west/p1", pending_s=9.0)
@@ -414,6 +454,17 @@ def test_what_a_late_request_takes_is_counted_for_workers_and_links(
     decision = decide(a_request(input_tokens=60_001), view, ttft_slo_s=5.0, ttft_late_s=10.0)
 
     assert prefill_worker(decision) == worker
+
+
+def test_what_a_late_request_takes_of_lent_time_is_a_part_of_a_worker() -> None:
+    """5 s of a fifth of a worker are less than 5 s of a whole one."""
+    long = a_request(input_tokens=6_001)
+    whole = a_worker("west/p1", context_tokens_max=1 << 20)
+    lent = replace(a_fifth(whole), worker_id="west/x1.lent")
+    view = a_view(a_worker("west/d1", context_tokens_max=1 << 20), whole, lent)
+
+    assert prefill_worker(decide(long, view)) == "west/p1"
+    assert prefill_worker(decide(long, view, ttft_slo_s=5.0)) == "west/x1.lent"
 
 
 def test_a_deadline_of_its_own_goes_before_the_objective() -> None:

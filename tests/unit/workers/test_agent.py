@@ -215,7 +215,7 @@ async def test_lent_time_is_as_slow_as_its_share() -> None:
     assert quarter.profile.prefill_s_per_token == pytest.approx(0.004)
     assert half.profile.prefill_s_per_token == pytest.approx(0.002)
     assert quarter.load.queue_s == pytest.approx(0.028)
-    assert (quarter.lent_by, quarter.lend_share) == ("west/d1", 0.0)
+    assert (quarter.lent_by, quarter.lend_share, half.lend_share) == ("west/d1", 0.25, 0.5)
 
 
 async def test_a_lender_tells_its_share_and_its_own_profile() -> None:

@@ -306,7 +306,7 @@ async def test_lent_time_is_a_prefill_worker_of_its_own(
         frames = await rest_of(await a_stream(store, client, prefill=LENT))
 
     assert not reply.is_draining
-    assert (lent.role, lent.lent_by, lent.lend_share) == ("prefill", D0, 0.0)
+    assert (lent.role, lent.lent_by, lent.lend_share) == ("prefill", D0, 0.25)
     assert lent.incarnation != lender.incarnation == before.incarnation
     assert lent.profile.prefill_s_per_token == pytest.approx(4 * real.prefill_s_per_token)
     assert lent.profile.prefill_fixed_s == pytest.approx(4 * real.prefill_fixed_s)

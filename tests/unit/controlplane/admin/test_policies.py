@@ -138,9 +138,16 @@ async def test_the_plan_is_shown_as_policies_see_it(
 ) -> None:
     assert await read(client, "/admin/v1/plan") == {"plan": None}
 
-    plan = Plan(version=7, author="west/router-1", threshold_tokens={"east>west": 19_400.0})
+    plan = Plan(
+        version=7,
+        author="west/router-1",
+        threshold_tokens={"east>west": 19_400.0},
+        is_complete=False,
+        gap=0.07,
+    )
     world.tracker.follow_plan(plan)
 
     said = await read(client, "/admin/v1/plan")
+    assert (said["plan"]["is_complete"], said["plan"]["gap"]) == (False, 0.07)
     assert said["plan"]["version"] == 7
     assert said["plan"]["threshold_tokens"] == {"east>west": 19_400.0}

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from throughput_builders import a_traffic, the_case_study
 
 from controlplane.cli.plan import plan
+from controlplane.cli.plan_output import how_sure
+from controlplane.domain.throughput.solve import solve
 
 EXAMPLES = Path(__file__).parents[4] / "examples/case-study"
 
@@ -58,6 +62,24 @@ def test_it_answers_the_case_study_for_people() -> None:
         "twice prfaas>local",
     ):
         assert expected in said
+
+
+def test_an_answer_whose_work_ended_early_says_how_far_the_best_may_be() -> None:
+    found = solve(the_case_study(), a_traffic())
+    assert how_sure(found) == ""
+
+    early = replace(found, bound_per_s=found.throughput_per_s / 0.93, is_complete=False)
+    assert how_sure(early) == "Stopped early: at most 7 % below the best there may be."
+    loose = replace(early, is_complete=True)
+    assert how_sure(loose) == "Solved to the end: at most 7 % below the best there may be."
+
+
+def test_a_machine_reads_how_sure_the_answer_and_each_change_are() -> None:
+    said = answered()
+
+    assert said["is_complete"] is True
+    assert said["gap"] == pytest.approx(1 - said["throughput_per_s"] / said["bound_per_s"])
+    assert all(change["is_complete"] and change["gap"] < 0.01 for change in said["changes"])
 
 
 def test_it_answers_in_the_form_of_the_paper() -> None:

@@ -10,10 +10,10 @@ from controlplane.domain.prefix import (
     InventoryDelta,
     InventoryEntry,
     PrefixHit,
-    PrefixIndex,
     block_hashes,
     scope_of,
 )
+from controlplane.domain.prefix_index import PrefixIndex
 from controlplane.domain.tokens import TokenIds
 
 ATTENTION = InventoryEntry(has_attention=True, has_state=False)

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 from planner_builders import LINK
 from planner_world import PlannerWorld
+from prometheus_client import CollectorRegistry
+from router_builders import LogBook
 
 from controlplane.domain.plan import NEVER_TOKENS
+from controlplane.observe.logs import FIELDS
+from controlplane.observe.planner_metrics import PlannerMetrics
+from controlplane.planner import planner, solving
 from controlplane.replay.loop import run_virtual
 from controlplane.wire_plan import encode_plan
 
@@ -54,6 +59,33 @@ def test_the_plan_is_for_the_traffic_of_all_routers() -> None:
         }  # fmt: skip
 
     play(scene, routers=3, per_s=12.0)
+
+
+def test_a_plan_whose_work_ended_early_says_so_in_the_store_the_log_and_the_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = LogBook()
+    monkeypatch.setattr(planner, "_log", log)
+    monkeypatch.setattr(solving, "_STEPS_MAX", 0)
+
+    async def scene(world: PlannerWorld) -> None:
+        plan = await world.plan()
+        assert not plan.is_complete
+        assert 0 <= plan.gap <= 1
+
+        told = [fields for _, event, fields in log.events if event == "plan.published"]
+        assert told[-1].keys() <= FIELDS
+        assert told[-1]["is_complete"] is False
+        assert 0 < told[-1]["gap"] <= 1
+
+        shown = PlannerMetrics(registry := CollectorRegistry())
+        shown.show(plan)
+        assert registry.get_sample_value("prfaas_plan_cut_short") == 1
+        assert registry.get_sample_value("prfaas_plan_gap_ratio") == plan.gap
+        shown.show(None)
+        assert registry.get_sample_value("prfaas_plan_cut_short") == 0
+
+    play(scene)
 
 
 def test_a_plan_follows_each_interval_and_says_why() -> None:

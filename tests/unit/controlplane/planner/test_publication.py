@@ -216,6 +216,20 @@ def test_below_half_load_nothing_is_a_bottleneck() -> None:
     assert follow(None, full, arrival_per_s=0.9)[0].bottleneck == "none"
 
 
+def test_a_solution_that_was_cut_short_is_told_with_its_gap() -> None:
+    plan, _ = follow(None, solved(), solved(is_complete=False, gap=0.3))
+
+    assert not plan.is_complete
+    assert plan.gap == 0.3
+
+
+def test_a_plan_is_as_sure_as_the_less_sure_of_its_two_solutions() -> None:
+    plan, _ = follow(None, solved(gap=0.02), solved(gap=0.01))
+
+    assert plan.is_complete
+    assert plan.gap == 0.02
+
+
 def test_few_requests_are_no_reason_to_change_roles() -> None:
     memory = Memory(roles_s=0.0, wanted={"west": FOUR_FOUR}, wanted_times=5)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,31 @@ async def test_a_decision_under_a_plan_is_recorded_with_it() -> None:
 
 def test_a_plan_survives_its_way_through_the_store() -> None:
     assert decode_plan(encode_plan(PLAN)) == PLAN
+
+
+def test_a_plan_of_a_router_before_this_version_is_complete_for_all_we_know() -> None:
+    said = json.loads(encode_plan(PLAN))
+    del said["is_complete"], said["gap"]
+
+    plan = decode_plan(json.dumps(said).encode())
+
+    assert plan.is_complete
+    assert plan.gap == 0
+
+
+def test_a_plan_with_a_field_to_come_is_read_without_it() -> None:
+    """So a router of the version before reads what one of this version publishes."""
+    said = json.loads(encode_plan(PLAN)) | {"confidence": "high"}
+
+    assert decode_plan(json.dumps(said).encode()) == PLAN
+
+
+@pytest.mark.parametrize("gap", [-0.1, 1.1])
+def test_a_plan_with_an_absurd_gap_is_none(gap: float) -> None:
+    said = json.loads(encode_plan(PLAN)) | {"gap": gap}
+
+    with pytest.raises(ValueError, match="gap"):
+        decode_plan(json.dumps(said).encode())
 
 
 @pytest.mark.parametrize("tokens", [-1.0, 2 * NEVER_TOKENS])

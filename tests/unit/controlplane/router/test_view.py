@@ -221,6 +221,23 @@ def test_draining_is_seen(tracker: ViewTracker) -> None:
 # --- Prefixes --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        pytest.param({}, 1.0, id="a worker of its own"),
+        pytest.param({"lend_share": 0.2}, 1.0, id="one that lends: its role is whole"),
+        pytest.param({"lent_by": "west/d1", "lend_share": 0.2}, 0.2, id="what it lends"),
+        pytest.param({"lent_by": "west/d1"}, 1.0, id="lent time that does not tell how much"),
+    ],
+)
+def test_lent_time_is_a_part_of_a_worker(
+    tracker: ViewTracker, said: dict[str, Any], part: float
+) -> None:
+    see(tracker, a_beat(WEST_1, **said))
+
+    assert worker(tracker, WEST_1).lent_part == part
+
+
 def test_deltas_add_up(tracker: ViewTracker) -> None:
     """What is stored and what is removed, in the order of the beats."""
     see(

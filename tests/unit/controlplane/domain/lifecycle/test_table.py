@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -610,7 +609,7 @@ def test_nothing_ends_a_life_twice(event: Event) -> None:
 
 def test_advancing_leaves_the_life_before_it_as_it_was() -> None:
     life, _ = live(PLACED, Reserved())
-    copy = replace(life)
+    copy = life._replace()
 
     advance(life, PrefillAccepted())
 
