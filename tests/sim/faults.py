@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeAlias
 
+from sim.shared import DECODES, PREFILLS, ROUTERS
 from sim.store import STORE
-from sim.wiring import DECODES, PREFILLS, ROUTERS
 
 #: Faults begin and end within these seconds of the world.
 FIRST_S, LAST_S = 2.0, 13.0

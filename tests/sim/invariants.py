@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from sim.clients import Asked, read_answer
 from sim.oracle import BLOCK
-from sim.wiring import (
+from sim.routers import (
     RouterNode,
-    WorkerNode,
     decides,
     index_of,
     known_workers,
     published_policy,
     troubles_with_policies,
 )
+from sim.workers import WorkerNode
 
 from controlplane.domain.decision import Decision
 from controlplane.router.records import Attempt, DecisionRecord, decode_record, encode_record

@@ -7,7 +7,7 @@ from random import Random
 from sim.clients import Asked
 from sim.engine import POISON
 from sim.faults import Plan
-from sim.wiring import REQUEST_S, ROUTERS
+from sim.shared import REQUEST_S, ROUTERS
 
 from controlplane.domain.byte_tokenizer import encode_text
 

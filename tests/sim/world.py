@@ -21,22 +21,11 @@ from sim.invariants import Judge
 from sim.kv import kv_over, spoil
 from sim.network import Network, Process
 from sim.probes import probes
+from sim.routers import RouterNode, publish_policy, start_router, stop_router
+from sim.shared import DECODES, PREFILLS, ROUTERS, Shared, a_fleet
 from sim.store import STORE, StoreNode
 from sim.story import Story, told_to
-from sim.wiring import (
-    DECODES,
-    PREFILLS,
-    ROUTERS,
-    RouterNode,
-    Shared,
-    WorkerNode,
-    a_fleet,
-    publish_policy,
-    start_router,
-    start_worker,
-    stop_router,
-    stop_worker,
-)
+from sim.workers import WorkerNode, start_worker, stop_worker
 from sim.workload import draw_calm, draw_requests
 
 from controlplane.errors import TransferError
