@@ -18,11 +18,14 @@ from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.estimate import CacheCopy, predict
 from controlplane.domain.prefix_hits import SharedHits
 from policies.pipeline import Option
+from policies.search import HOLDERS_MAX, crowd_min
 
 #: Datacenters that are looked at for a copy: a shorter prefix from a fifth one is hardly ever better.
 _SOURCES_MAX: Final = 4
-#: Of thousands of holders, so many in each datacenter: those that cannot give are few, or are alike.
-_ASKED_MAX: Final = 8
+#: Of a crowd of holders so many are asked in each datacenter, and in all: those that cannot give are
+#: few, or are all of them alike.
+_ASKED_EACH_MAX: Final = 2
+_ASKED_MAX: Final = 16
 
 
 def copy_sources(request: RequestFeatures, view: ClusterView) -> dict[str, CacheCopy]:
@@ -46,13 +49,14 @@ def copy_sources(request: RequestFeatures, view: ClusterView) -> dict[str, Cache
 
 def _of_each(request: RequestFeatures, view: ClusterView) -> dict[str, CacheCopy]:
     found: dict[str, CacheCopy] = {}
+    tokens_max, find = request.prefill_tokens, view.find
     for worker_id, hit in request.prefix_hits.items():
-        tokens = min(hit.resumable_tokens, request.prefill_tokens)
+        tokens = min(hit.resumable_tokens, tokens_max)
         site = worker_id.partition("/")[0]
         # Most hits are the same few common blocks; only a longer one is worth a look.
         if tokens <= (found[site].tokens if site in found else 0):
             continue
-        worker = view.worker(worker_id)
+        worker = find(worker_id)
         if worker is not None and _can_give(worker, request):
             found[site] = CacheCopy(worker, tokens)
     return found
@@ -61,15 +65,21 @@ def _of_each(request: RequestFeatures, view: ClusterView) -> dict[str, CacheCopy
 def _of_crowd(
     request: RequestFeatures, hits: SharedHits, view: ClusterView
 ) -> dict[str, CacheCopy]:
-    """The same of thousands of hits: in each datacenter a few are asked, the longest first."""
-    found: dict[str, CacheCopy] = {}
-    for site in hits.datacenters():
-        for worker_id, hit in islice(hits.longest_first(site), _ASKED_MAX):
-            tokens = min(hit.resumable_tokens, request.prefill_tokens)
-            worker = view.worker(worker_id) if tokens else None
-            if worker is not None and _can_give(worker, request):
+    """The same of thousands of hits: the longest few, and for each datacenter one of the others."""
+    names, crowd = hits.longest(HOLDERS_MAX, crowd_min=crowd_min(view))
+    found = _of_each(replace(request, prefix_hits={name: hits[name] for name in names}), view)
+    if crowd is None or not crowd.resumable_tokens:
+        return found
+    asked = 0
+    for site in reversed(hits.datacenters()):
+        if len(found) >= _SOURCES_MAX or asked >= _ASKED_MAX:
+            break
+        for worker_id, hit in islice(hits.longest_first(site), _ASKED_EACH_MAX):
+            asked += 1
+            worker = view.worker(worker_id)
+            if site not in found and worker is not None and _can_give(worker, request):
+                tokens = min(hit.resumable_tokens, request.prefill_tokens)
                 found[site] = CacheCopy(worker, tokens)
-                break
     return found
 
 
@@ -97,6 +107,8 @@ def with_best_copy(
     Links that are down or scarce carry no copies. The result may still be slower than the option
     without a copy: that is for the caller to weigh.
     """
+    if not sources:
+        return None
     candidates = [
         _with_copy(option, request, view, decode, copy)
         for copy in _fitting(option, request, view, sources.values())

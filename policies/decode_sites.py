@@ -76,4 +76,5 @@ def seen_from(datacenter: str, view: ClusterView) -> ClusterView:
         mode=view.mode,
         prefix_trust=view.prefix_trust,
         plan=view.plan,
+        link_places=view.link_places,
     )

@@ -151,11 +151,12 @@ def sides(options: Sequence[Option], decode: WorkerView) -> tuple[list[Option], 
 
 def _bar_the_unfed(decodes: Sequence[Group], prefills: Sequence[Group], view: ClusterView) -> None:
     """Keep decode workers out that no prefill worker can hand over to."""
-    feeders = [(group.by_load[0], len(group.by_load)) for group in prefills if group.is_feasible]
+    able = [group for group in prefills if group.is_feasible]
     # Most have one beside them, and no link has to be looked up.
-    near = {(one.datacenter, one.fingerprint) for one, _ in feeders}
+    near = {(group.datacenter, group.pool.kind.fingerprint) for group in able}
     for group in decodes:
-        if group.is_feasible and (group.datacenter, group.kind.fingerprint) not in near:
+        if group.is_feasible and (group.datacenter, group.pool.kind.fingerprint) not in near:
+            feeders = [(one.by_load[0], len(one.by_load)) for one in able]
             group.bar(cannot_be_fed(group.by_load[0], feeders, view))
 
 
@@ -163,10 +164,15 @@ def _bar_what_cannot_hand_over(
     prefills: Sequence[Group], decode: WorkerView, view: ClusterView
 ) -> None:
     """Keep prefill workers out whose KV cannot, or should not, get to the decode worker."""
+    home, fingerprint = decode.datacenter, decode.fingerprint
+    is_any_down = False
     for group in prefills:
-        if group.is_feasible:
+        link = None if group.datacenter == home else view.link(group.datacenter, home)
+        is_any_down = is_any_down or (link is not None and link.is_down)
+        fits = group.pool.kind.fingerprint == fingerprint
+        if not (fits and (link is not None or group.datacenter == home)) and group.is_feasible:
             group.bar(cannot_hand_over(group.by_load[0], decode, view))
-    if view.mode == "normal" and not _is_any_down(prefills, decode.datacenter, view):
+    if view.mode == "normal" and not is_any_down:
         return
     able: list[WorkerView] = []
     for group in prefills:
@@ -177,16 +183,6 @@ def _bar_what_cannot_hand_over(
     for group in prefills:
         if group.datacenter in unwise and group.is_feasible:
             group.bar(unwise[group.datacenter])
-
-
-def _is_any_down(prefills: Sequence[Group], home: str, view: ClusterView) -> bool:
-    """A link that prefill would be offloaded over is held down."""
-    # A view has a link for each pair of datacenters; those from here are few.
-    for site in dict.fromkeys([group.datacenter for group in prefills]):
-        link = view.link(site, home)
-        if link is not None and link.is_down:
-            return True
-    return False
 
 
 def _options(feasible: Feasible, nominated: Sequence[WorkerView]) -> list[Option]:

@@ -127,13 +127,19 @@ class _Rule:
             (one.fewest_uncached_tokens for one in options if self._is_local(one)),
             default=request.prefill_tokens,
         )
+        # What is copied here, over links that are abundant, is as good as cached here; over a link
+        # that is scarce nothing is, and its cache counts where it is alone.
+        copied = [one.prediction.uncached_tokens for one in self._local if one.copy_tokens]
+        self._tokens = min([self._own_tokens, *copied])
 
     def choose(self) -> Choice:
         """The side that the threshold names, unless the other one has to stand in."""
         verdicts = {site: self._verdict(site) for site in self._remote_sites()}
-        long = [one for one in self._remote if verdicts[one.worker.datacenter].is_long]
+        long_sites = {site for site, one in verdicts.items() if one.is_long}
+        long = [one for one in self._remote if one.worker.datacenter in long_sites]
         if long:
-            return self._away(long, verdicts[_fastest(long).worker.datacenter])
+            best = _fastest(long)
+            return self._away(long, best, verdicts[best.worker.datacenter])
         # Of several thresholds that keep it, the lowest says most.
         verdict = min(
             verdicts.values(),
@@ -144,10 +150,9 @@ class _Rule:
 
     # --- Sides --------------------------------------------------------------------------------
 
-    def _away(self, long: Sequence[Option], verdict: _Verdict) -> Choice:
+    def _away(self, long: Sequence[Option], best: Option, verdict: _Verdict) -> Choice:
         """The threshold says elsewhere."""
         said = self._said(verdict)
-        best = _fastest(long)
         if self._parameters.spills_home and self._local:
             home = _fastest(self._local)
             if self._is_later(best, home):
@@ -223,13 +228,8 @@ class _Rule:
     # --- The threshold ------------------------------------------------------------------------
 
     def _verdict(self, site: str) -> _Verdict:
-        pair = link_id(site, self._home)
-        threshold, origin = self._threshold(pair)
-        # What is copied here, over links that are abundant, is as good as cached here; over a link
-        # that is scarce nothing is, and its cache counts where it is alone.
-        copied = [one.prediction.uncached_tokens for one in self._local if one.copy_tokens]
-        tokens = min(self._own_tokens, *copied) if copied else self._own_tokens
-        return _Verdict(site, tokens, threshold, origin, tokens < self._own_tokens)
+        threshold, origin = self._threshold(link_id(site, self._home))
+        return _Verdict(site, self._tokens, threshold, origin, self._tokens < self._own_tokens)
 
     def _verdict_alone(self) -> _Verdict:
         """With nobody elsewhere: what the threshold would say, for the record."""
@@ -256,6 +256,8 @@ class _Rule:
 
     def _copied(self, option: Option) -> Option:
         """The option with a copied prefix, where that is faster than computing it."""
+        if not self._sources:
+            return option
         copied = with_best_copy(option, self._request, self._view, self._decode, self._sources)
         is_worth_it = copied is not None and copied.prediction.ttft_s < option.prediction.ttft_s
         return copied if copied is not None and is_worth_it else option
@@ -279,7 +281,10 @@ class _Rule:
 
 
 def _fastest(options: Sequence[Option]) -> Option:
-    return min(options, key=lambda one: (one.prediction.ttft_s, one.worker.worker_id))
+    """The one with the least TTFT, of equal ones the first by name."""
+    least_s = min([one.prediction.ttft_s for one in options])
+    tied = [one for one in options if one.prediction.ttft_s == least_s]
+    return tied[0] if len(tied) == 1 else min(tied, key=lambda one: one.worker.worker_id)
 
 
 def _spill_reason(option: Option) -> Reason:

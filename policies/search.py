@@ -8,7 +8,6 @@ the best is among the first of it or among those with a hit, however many worker
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -17,7 +16,7 @@ from typing import Final
 
 from controlplane.domain.cluster import RECORDED_WORKERS_MAX, ClusterView, WorkerView
 from controlplane.domain.decision import RequestFeatures
-from controlplane.domain.estimate import prefill_time_s, queue_time_s
+from controlplane.domain.estimate import prefill_time_s
 from controlplane.domain.prefix import PrefixHit
 from controlplane.domain.prefix_hits import Hits, SharedHits, rank_of
 from controlplane.domain.sites import Load, filing_of, share_of
@@ -31,8 +30,6 @@ HOLDERS_MAX: Final = 64
 #: Workers of each pool, those with the least to do, that are asked whether they are of the crowd that
 #: holds a prompt: a crowd has a part of all workers that makes one in so many.
 _CROWD_LOOKS: Final = 8
-#: Sorts behind every id.
-_BEHIND: Final = chr(0x10FFFF)
 _BITS: Final = 8
 
 
@@ -56,19 +53,25 @@ def least_busy(group: Group, count: int, rng: Random) -> Sequence[WorkerView]:
         count: How many, > 0.
         rng: Chooses among more than `count` that have equally little to do.
     """
-    if len(group.by_load) <= count:
-        return group.by_load
-    wait, load, _ = order_of(group.by_load[0])
-    if order_of(group.by_load[count])[:2] != (wait, load):
-        return group.by_load[:count]
-    equal = bisect_right(group.by_load, (wait, load, _BEHIND), key=order_of)
+    by_load = group.by_load
+    if len(by_load) <= count:
+        return by_load
+    equal = group.idlest
+    if equal <= count:
+        return by_load[:count]
     start = rng.randrange(equal)
-    return [group.by_load[(start + step) % equal] for step in range(count)]
+    end = start + count
+    return by_load[start:end] if end <= equal else by_load[start:equal] + by_load[: end - equal]
 
 
 def order_of(worker: WorkerView) -> Load:
     """What its pool is in order of."""
     return filing_of(worker)[2]
+
+
+def crowd_min(view: ClusterView) -> int:
+    """Holders of one prompt that are so many that some are among the first of most pools."""
+    return view.size // _CROWD_LOOKS
 
 
 def find_holders(request: RequestFeatures, view: ClusterView, groups: Sequence[Group]) -> None:
@@ -81,49 +84,53 @@ def find_holders(request: RequestFeatures, view: ClusterView, groups: Sequence[G
     hits = request.prefix_hits
     if not hits:
         return
-    names: Iterable[str] = hits
-    crowd: PrefixHit | None = None
-    if isinstance(hits, SharedHits):
-        names, crowd = hits.longest(HOLDERS_MAX, crowd_min=view.size // _CROWD_LOOKS)
-    elif len(hits) > HOLDERS_MAX:
-        lengths = [(hit.resumable_tokens, hit.attention_tokens, name) for name, hit in hits.items()]
-        names = [name for _, _, name in nlargest(HOLDERS_MAX, lengths)]
-    places = {(group.datacenter, group.kind): group for group in groups}
-    found: dict[int, list[WorkerView]] = {}
+    names, crowd = _longest(hits, view)
+    sites: dict[str, list[Group]] = {}
+    for group in groups:
+        group.crowd = crowd
+        sites.setdefault(group.datacenter, []).append(group)
+    find = view.find
     for name in names:
-        worker = view.worker(name)
+        worker = find(name)
         if worker is None:
             continue
         kind, standing, _ = filing_of(worker)
-        group = places[worker.datacenter, kind]
-        if standing is None and name not in group.singled:
-            held = found.get(id(group))
-            if held is None:
-                held = found[id(group)] = []
-                group.held = held
-            held.append(worker)
-    if crowd is not None:
-        _find_in_crowd(hits, crowd, groups)
+        if standing is None:
+            # Of a datacenter there are few, which are compared sooner than looked up.
+            for group in sites[worker.datacenter]:
+                if group.pool.kind == kind:
+                    group.hold(worker, hits[name].resumable_tokens)
+                    break
 
 
-def _find_in_crowd(hits: Hits, crowd: PrefixHit, groups: Sequence[Group]) -> None:
-    """Add holders with little to do: so many hold it that some are among the first of a pool."""
-    for group in groups:
-        if group.rejection is not None:
-            continue
-        best, best_rank = None, (0, 0)
-        for worker in group.by_load[:_CROWD_LOOKS]:
-            hit = hits.get(worker.worker_id)
-            if hit is not None and rank_of(hit) > best_rank:
-                best, best_rank = worker, rank_of(hit)
-                if best_rank >= rank_of(crowd):
-                    break  # Those behind it have more to do, and the few that hold more are known.
-        if best is not None:
-            group.held = [*group.held, best]
+def _longest(hits: Hits, view: ClusterView) -> tuple[Iterable[str], PrefixHit | None]:
+    """Who holds most of the prompt, and what a crowd holds that is not among them."""
+    if isinstance(hits, SharedHits):
+        return hits.longest(HOLDERS_MAX, crowd_min=crowd_min(view))
+    if len(hits) <= HOLDERS_MAX:
+        return hits, None
+    lengths = [(hit.resumable_tokens, hit.attention_tokens, name) for name, hit in hits.items()]
+    return [name for _, _, name in nlargest(HOLDERS_MAX, lengths)], None
 
 
-def worth_a_look(group: Group, looks: int, rng: Random) -> Sequence[WorkerView]:
+def _add_of_crowd(group: Group, crowd: PrefixHit, hits: Hits) -> None:
+    """Add a holder with little to do: so many hold it that one is among the first of a pool."""
+    best, best_rank = None, (0, 0)
+    for worker in group.by_load[:_CROWD_LOOKS]:
+        hit = hits.get(worker.worker_id)
+        if hit is not None and rank_of(hit) > best_rank:
+            best, best_rank = worker, rank_of(hit)
+            if best_rank >= rank_of(crowd):
+                break  # Those behind it have more to do, and the few that hold more are known.
+    if best is not None:
+        group.hold(best, best_rank[0])
+
+
+def worth_a_look(group: Group, looks: int, hits: Hits, rng: Random) -> Sequence[WorkerView]:
     """Whom to look at in a group: holders of the prompt, then those least busy; some come twice."""
+    if group.crowd is not None:
+        _add_of_crowd(group, group.crowd, hits)
+        group.crowd = None
     others = least_busy(group, looks, rng)
     return [*group.held, *others] if group.held else others
 
@@ -151,13 +158,14 @@ def pick_decode(
     feasible = near or feasible
     if not feasible:
         return None
-    count = looks(view, len(feasible))
+    count, hits = looks(view, len(feasible)), request.prefix_hits
     best: tuple[bool, int, float] | None = None
     tied: dict[str, WorkerView] = {}
     for group in feasible:
-        for worker in worth_a_look(group, count, rng):
+        for worker in worth_a_look(group, count, hits, rng):
             _, _, (must_wait, load, worker_id) = filing_of(worker)
-            key = (must_wait, -request.hit(worker_id).attention_tokens, load)
+            hit = hits.get(worker_id)
+            key = (must_wait, 0 if hit is None else -hit.attention_tokens, load)
             if best is None or key < best:
                 best, tied = key, {worker_id: worker}
             elif key == best:
@@ -167,8 +175,10 @@ def pick_decode(
 
 def by_chance(tied: dict[str, WorkerView], rng: Random) -> WorkerView:
     """One of equal workers, by id; nothing is drawn where there is one alone."""
+    if len(tied) == 1:
+        return next(iter(tied.values()))
     names = sorted(tied)
-    return tied[names[rng.randrange(len(names))] if len(names) > 1 else names[0]]
+    return tied[names[rng.randrange(len(names))]]
 
 
 @dataclass(slots=True)
@@ -197,7 +207,7 @@ class Feasible:
     def looked_at(self, rng: Random) -> Iterator[WorkerView]:
         """The workers worth looking at, each once."""
         for group in self.groups:
-            looks = worth_a_look(group, self.looks, rng)
+            looks = worth_a_look(group, self.looks, self.request.prefix_hits, rng)
             yield from {one.worker_id: one for one in looks}.values()
 
     def by_site(self) -> dict[str, tuple[int, int]]:
@@ -208,7 +218,8 @@ class Feasible:
         sites: dict[str, tuple[int, int]] = {}
         for group in self.groups:
             count, fewest = sites.get(group.datacenter, (0, prefill_tokens))
-            for one in (*group.held, *group.by_load[:looks]):
+            fewest = min(fewest, max(0, prefill_tokens - group.held_tokens))
+            for one in group.by_load[:looks] if looks else ():
                 hit = hits.get(one.worker_id)
                 if hit is not None:
                     fewest = min(fewest, max(0, prefill_tokens - hit.resumable_tokens))
@@ -225,11 +236,12 @@ def best_of_sites(feasible: Feasible, rng: Random) -> list[WorkerView]:
         rng: Chooses among equals.
     """
     best: dict[str, _Best] = {}
+    lacking_tokens = feasible.request.lacking_tokens(feasible.decode.worker_id)
     for group in feasible.groups:
         site = best.get(group.datacenter)
         if site is None:
             site = best[group.datacenter] = _Best()
-        _look(feasible, group, site, rng)
+        _look(feasible, group, lacking_tokens, site, rng)
     return [by_chance(site.tied, rng) for site in best.values()]
 
 
@@ -243,37 +255,41 @@ class _Best:
         self.tied: dict[str, WorkerView] = {}
 
 
-def _look(feasible: Feasible, group: Group, best: _Best, rng: Random) -> None:
+def _look(feasible: Feasible, group: Group, lacking_tokens: int, best: _Best, rng: Random) -> None:
     """
     Predict the TTFT of the workers of a group that are worth it.
 
     As `predict` has it, to the last bit, at a tenth of the time: what is the same for all workers
     of the group is found once.
     """
-    request, decode = feasible.request, feasible.decode
-    hits, prefill_tokens = request.prefix_hits, request.prefill_tokens
+    home = feasible.decode.datacenter
+    hits, prefill_tokens = feasible.request.prefix_hits, feasible.request.prefill_tokens
+    pairs = prefill_tokens * prefill_tokens
     promised_s = bytes_s = tail_s = rtt_s = 0.0
-    if group.datacenter != decode.datacenter:
-        link = feasible.view.link(group.datacenter, decode.datacenter)
+    if group.datacenter != home:
+        link = feasible.view.link(group.datacenter, home)
         assert link is not None, "they can hand over"
-        rate_bps = link.rate_bps
-        lacking_bytes = request.lacking_tokens(decode.worker_id) * group.kind.kv_bytes_per_token
-        promised_s, bytes_s = (
-            link.reserved_bytes * _BITS / rate_bps,
-            lacking_bytes * _BITS / rate_bps,
-        )
-        tail_s, rtt_s = group.kind.kv_state_bytes * _BITS / rate_bps, link.rtt_s
-    for worker in worth_a_look(group, feasible.looks, rng):
-        queue_s, share, hit = queue_time_s(worker), share_of(worker), hits.get(worker.worker_id)
+        kind, rate_bps = group.pool.kind, link.rate_bps
+        promised_s = link.reserved_bytes * _BITS / rate_bps
+        bytes_s = lacking_tokens * kind.kv_bytes_per_token * _BITS / rate_bps
+        tail_s, rtt_s = kind.kv_state_bytes * _BITS / rate_bps, link.rtt_s
+    for worker in worth_a_look(group, feasible.looks, hits, rng):
+        queue_s = worker.pending_s or worker.pending_tokens * worker.prefill_s_per_token
+        share, hit = share_of(worker), hits.get(worker.worker_id)
         if hit is None:
             if queue_s / share > best.cost_s:
                 break  # Nor can anybody behind it, who waits longer, be earlier.
-            prefill_s = prefill_time_s(worker, prefill_tokens, 0)
+            prefill_s = (
+                worker.prefill_fixed_s
+                + prefill_tokens * worker.prefill_s_per_token
+                + pairs * worker.prefill_s_per_token_squared
+            )
         else:
             uncached_tokens = max(0, prefill_tokens - hit.resumable_tokens)
             prefill_s = prefill_time_s(worker, uncached_tokens, prefill_tokens - uncached_tokens)
         transfer_s = bytes_s if queue_s >= promised_s else promised_s - queue_s + bytes_s
-        cost_s = (queue_s + max(prefill_s, transfer_s) + tail_s + rtt_s) / share
+        longer_s = max(prefill_s, transfer_s)
+        cost_s = (queue_s + longer_s + tail_s + rtt_s) / share
         if cost_s < best.cost_s or not best.tied:
             best.cost_s, best.tied = cost_s, {worker.worker_id: worker}
         elif cost_s == best.cost_s:

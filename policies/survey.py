@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, Literal, TypeAlias
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import RequestFeatures
-from controlplane.domain.sites import Kind, Pool, filing_of, sites_of
+from controlplane.domain.prefix import PrefixHit
+from controlplane.domain.rows import Row
+from controlplane.domain.sites import Kind, Pool, equally_loaded, filing_of, sites_of
 from policies.filters import (
     Rejection,
     cannot_serve,
@@ -38,13 +40,17 @@ class Group:
     rejection: Rejection | None
     scope: Scope
     #: Those that can, those with the least to do first.
-    by_load: tuple[WorkerView, ...]
+    by_load: Row | tuple[WorkerView, ...]
     #: Those of them that hold something of the prompt (`search.find_holders`).
-    held: Sequence[WorkerView] = ()
+    held: list[WorkerView]
+    #: Tokens that a prefill can resume from in the best of them.
+    held_tokens: int
+    #: What a crowd of workers holds of the prompt, whose members are not among them yet.
+    crowd: PrefixHit | None
     #: Those of the pool's that are not among them, with the reason of each.
-    singled: dict[str, Rejection] = field(default_factory=dict)
+    singled: dict[str, Rejection]
     #: Fates that the pool tells of workers which have failed the request before.
-    overruled: list[str] = field(default_factory=list)
+    overruled: list[str]
 
     @property
     def kind(self) -> Kind:
@@ -59,9 +65,22 @@ class Group:
         return tuple(sorted(self.by_load, key=_WORKER_ID))
 
     @property
+    def idlest(self) -> int:
+        """How many of those that can have equally little to do, less than any other."""
+        if self.by_load is self.pool.by_load:
+            return self.pool.idlest
+        return equally_loaded(self.by_load)
+
+    @property
     def is_feasible(self) -> bool:
         """Some worker of it can take the request, as far as is known."""
         return self.rejection is None and bool(self.by_load)
+
+    def hold(self, worker: WorkerView, resumable_tokens: int) -> None:
+        """One of its workers that take new work holds so much of the prompt."""
+        if worker.worker_id not in self.singled:
+            self.held.append(worker)
+            self.held_tokens = max(self.held_tokens, resumable_tokens)
 
     def bar(self, rejection: Rejection | None) -> None:
         """Keep its workers out, if there is a reason and none yet."""
@@ -140,6 +159,11 @@ def survey(request: RequestFeatures, view: ClusterView, sift: Sift | None = None
                     rejection or reach,
                     scope,
                     pool.by_load,
+                    [],
+                    0,
+                    None,
+                    {},
+                    [],
                 )
             )
     if request.excluded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
@@ -26,7 +26,10 @@ def link_id(from_datacenter: str, to_datacenter: str) -> str:
 class _Filed:
     """Where a worker belongs in its datacenter: no part of its value, found when it is first asked."""
 
-    __slots__ = ("_filing",)
+    __slots__ = ("filed",)
+
+    #: Its kind, standing and load; missing until somebody has found them: ask `filing_of`.
+    filed: Filing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +86,9 @@ class WorkerView(_Filed):
     kv_bytes_per_token: int = 0
     kv_state_bytes: int = 0
 
-    @property
-    def filing(self) -> Filing | None:
-        """Its kind, standing and load, once somebody has found them: ask `filing_of`."""
-        return getattr(self, "_filing", None)
-
     def file(self, filing: Filing) -> None:
         """Keep what `filing_of` found."""
-        object.__setattr__(self, "_filing", filing)
+        object.__setattr__(self, "filed", filing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +148,7 @@ class _Derived:
     only for those who ask for all.
     """
 
-    __slots__ = ("_kept", "_links_by_ends", "_sites", "_sites_by_name")
+    __slots__ = ("_kept", "_link_places", "_sites", "_sites_by_name")
 
     if not TYPE_CHECKING:
 
@@ -204,6 +202,7 @@ class ClusterView(_Derived):
         prefix_trust: float,
         plan: Plan | None = None,
         keeper: SiteKeeper | None = None,
+        link_places: Mapping[tuple[str, str], int] | None = None,
     ) -> ClusterView:
         """
         A view of what is in order already; it takes no longer for many workers than for few.
@@ -223,6 +222,8 @@ class ClusterView(_Derived):
         put(view, "_sites", sites)
         if keeper is not None:
             put(view, "_kept", (keeper, keeper.version))
+        if link_places is not None:
+            put(view, "_link_places", link_places)
         return view
 
     @property
@@ -236,11 +237,19 @@ class ClusterView(_Derived):
 
     def link(self, from_datacenter: str, to_datacenter: str) -> LinkView | None:
         """The link between two datacenters, if there is one."""
-        by_ends: dict[tuple[str, str], LinkView] | None = getattr(self, "_links_by_ends", None)
-        if by_ends is None:
-            by_ends = {(link.from_datacenter, link.to_datacenter): link for link in self.links}
-            object.__setattr__(self, "_links_by_ends", by_ends)
-        return by_ends.get((from_datacenter, to_datacenter))
+        at = self.link_places.get((from_datacenter, to_datacenter))
+        return None if at is None else self.links[at]
+
+    @property
+    def link_places(self) -> Mapping[tuple[str, str], int]:
+        """Where among the links each is, by its ends; for a view that is made of this one."""
+        places: Mapping[tuple[str, str], int] | None = getattr(self, "_link_places", None)
+        if places is None:
+            places = {
+                (link.from_datacenter, link.to_datacenter): at for at, link in enumerate(self.links)
+            }
+            object.__setattr__(self, "_link_places", places)
+        return places
 
     @property
     def size(self) -> int:
@@ -252,6 +261,14 @@ class ClusterView(_Derived):
     def is_kept_whole(self) -> bool:
         """A record keeps all its workers: it is no larger than `RECORDED_WORKERS_MAX`."""
         return self.size <= RECORDED_WORKERS_MAX
+
+    @property
+    def find(self) -> Callable[[str], WorkerView | None]:
+        """What `worker` is, for whoever asks of many at once: to be used before anything changes."""
+        kept: tuple[SiteKeeper, int] | None = getattr(self, "_kept", None)
+        if kept is not None and kept[0].version == kept[1]:
+            return kept[0].find
+        return self.worker
 
     def worker(self, worker_id: str) -> WorkerView | None:
         """The worker of this id."""

@@ -89,7 +89,12 @@ class RequestFeatures:
 
     def uncached_tokens(self, worker_id: str) -> int:
         """Tokens that a prefill worker would have to compute, >= 0."""
-        return max(0, self.prefill_tokens - self.hit(worker_id).resumable_tokens)
+        hit = self.prefix_hits.get(worker_id)
+        return (
+            self.input_tokens - 1
+            if hit is None
+            else self.prefill_tokens_behind(hit.resumable_tokens)
+        )
 
     def discounted(self, trust: float) -> RequestFeatures:
         """
@@ -114,7 +119,16 @@ class RequestFeatures:
 
     def lacking_tokens(self, worker_id: str) -> int:
         """Tokens whose attention KV a decode worker would have to fetch, >= 0."""
-        return max(0, self.prefill_tokens - self.hit(worker_id).attention_tokens)
+        hit = self.prefix_hits.get(worker_id)
+        return (
+            self.input_tokens - 1
+            if hit is None
+            else self.prefill_tokens_behind(hit.attention_tokens)
+        )
+
+    def prefill_tokens_behind(self, held_tokens: int) -> int:
+        """Tokens that prefill covers behind so many that are held, >= 0."""
+        return max(0, self.input_tokens - 1 - held_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,25 +50,28 @@ def predict(
         PrfaaS (arXiv 2604.15039) section 3.4.1 for the pipelining of compute and transfer;
         queue, state tail, round trip and copies are ours (docs/policies.md, "The prediction").
     """
+    prefill_tokens = request.prefill_tokens
     uncached_tokens = request.uncached_tokens(prefill.worker_id)
     queue_s = queue_time_s(prefill)
     copy_bytes, copy_s, egress_cost = 0, 0.0, 0.0
     if copy is not None:
         copy_bytes, copy_s, egress_cost = _copied(request, prefill, view, copy)
-        uncached_tokens = max(0, min(uncached_tokens, request.prefill_tokens - copy.tokens))
+        uncached_tokens = max(0, min(uncached_tokens, prefill_tokens - copy.tokens))
         queue_s = max(queue_s, copy_s)
-    cached_tokens = request.prefill_tokens - uncached_tokens
-    prefill_s = prefill_time_s(prefill, uncached_tokens, cached_tokens)
+    prefill_s = prefill_time_s(prefill, uncached_tokens, prefill_tokens - uncached_tokens)
     attention_bytes = request.lacking_tokens(decode.worker_id) * prefill.kv_bytes_per_token
     transfer_bytes = attention_bytes + prefill.kv_state_bytes
     if prefill.datacenter == decode.datacenter:
         transfer_s = state_tail_s = rtt_s = 0.0
     else:
         link = _link(view, prefill.datacenter, decode.datacenter)
-        transfer_s = transfer_time_s(attention_bytes, link, after_s=queue_s)
-        state_tail_s = prefill.kv_state_bytes * _BITS / link.rate_bps
+        rate_bps = link.rate_bps
+        # As `transfer_time_s` has it; the rate is found once for both parts.
+        promised_s = max(0.0, link.reserved_bytes * _BITS / rate_bps - queue_s)
+        transfer_s = promised_s + attention_bytes * _BITS / rate_bps
+        state_tail_s = prefill.kv_state_bytes * _BITS / rate_bps
         rtt_s = link.rtt_s
-        egress_cost += egress_price(transfer_bytes, link)
+        egress_cost += transfer_bytes / _GIGABYTE * link.egress_price_per_gb
     return Prediction(
         uncached_tokens=uncached_tokens,
         transfer_bytes=transfer_bytes,

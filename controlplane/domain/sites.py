@@ -10,15 +10,15 @@ up to date change by change equal those that are made of the view at once.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
-from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from controlplane.domain.cluster import ClusterView, Role, WorkerView
 from controlplane.domain.estimate import queue_time_s
+from controlplane.domain.rows import Roll, Row
 
 #: What keeps a worker from any request.
 Standing: TypeAlias = Literal["ejected", "suspect", "draining", "full"]
@@ -36,7 +36,8 @@ _GRADES_PER_E: Final = 5
 
 _WORKER_ID: Final = attrgetter("worker_id")
 
-_Key = TypeVar("_Key", str, Load)
+#: Sorts behind every id.
+_BEHIND: Final = chr(0x10FFFF)
 
 
 class Kind(NamedTuple):
@@ -68,15 +69,21 @@ class _ById:
     __slots__ = ("_by_id",)
 
 
+class _Counted(_ById):
+    """How many workers of a pool have equally little to do: found once, as pools mostly stay."""
+
+    __slots__ = ("_idlest",)
+
+
 @dataclass(frozen=True, slots=True)
-class Pool(_ById):
+class Pool(_Counted):
     """Workers of one kind in one datacenter."""
 
     kind: Kind
     #: Those that take new work, those with the least to do first.
-    by_load: tuple[WorkerView, ...]
+    by_load: Row
     #: Those that take none, by reason, each by id.
-    out: Mapping[Standing, tuple[WorkerView, ...]]
+    out: Mapping[Standing, Row]
 
     @property
     def able(self) -> tuple[WorkerView, ...]:
@@ -86,6 +93,15 @@ class Pool(_ById):
             able = tuple(sorted(self.by_load, key=_WORKER_ID))
             object.__setattr__(self, "_by_id", able)
         return able
+
+    @property
+    def idlest(self) -> int:
+        """How many of `by_load` have equally little to do: the first of it and those like it."""
+        count: int | None = getattr(self, "_idlest", None)
+        if count is None:
+            count = equally_loaded(self.by_load)
+            object.__setattr__(self, "_idlest", count)
+        return count
 
     @property
     def size(self) -> int:
@@ -141,24 +157,32 @@ def standing_of(worker: WorkerView) -> Standing | None:
 
 
 def kind_of(worker: WorkerView) -> Kind:
-    """The kind of a worker."""
-    return Kind(
-        worker.role,
-        worker.model,
-        worker.fingerprint,
-        worker.context_tokens_max,
-        worker.can_resume,
-        worker.kv_bytes_per_token,
-        worker.kv_state_bytes,
-        _grade(
-            worker.prefill_fixed_s,
-            worker.prefill_s_per_token,
-            worker.prefill_s_per_token_squared,
-            share_of(worker),
+    """The kind of a worker; the same object for all workers of it."""
+    return _the_same(
+        Kind(
+            worker.role,
+            worker.model,
+            worker.fingerprint,
+            worker.context_tokens_max,
+            worker.can_resume,
+            worker.kv_bytes_per_token,
+            worker.kv_state_bytes,
+            _grade(
+                worker.prefill_fixed_s,
+                worker.prefill_s_per_token,
+                worker.prefill_s_per_token_squared,
+                share_of(worker),
+            )
+            if worker.role == "prefill"
+            else (),
         )
-        if worker.role == "prefill"
-        else (),
     )
+
+
+@lru_cache(maxsize=4096)
+def _the_same(kind: Kind) -> Kind:
+    """One object for equal kinds, which are compared and looked up in each decision."""
+    return kind
 
 
 def load_of(worker: WorkerView) -> Load:
@@ -172,11 +196,25 @@ def load_of(worker: WorkerView) -> Load:
 
 def filing_of(worker: WorkerView) -> Filing:
     """Kind, standing and load of a worker, found once."""
-    filing = worker.filing
-    if filing is None:
+    try:
+        return worker.filed
+    except AttributeError:
         filing = (kind_of(worker), standing_of(worker), load_of(worker))
         worker.file(filing)
-    return filing
+        return filing
+
+
+def equally_loaded(by_load: Row | tuple[WorkerView, ...]) -> int:
+    """How many of some workers in order of load have no more to do than the first."""
+    if not by_load:
+        return 0
+    wait, load, _ = filing_of(by_load[0])[2]
+    row = by_load if isinstance(by_load, Row) else Row((by_load,))
+    return row.up_to((wait, load, _BEHIND), _load_in_order)
+
+
+def _load_in_order(worker: WorkerView) -> Load:
+    return filing_of(worker)[2]
 
 
 @lru_cache(maxsize=4096)
@@ -191,42 +229,20 @@ def _grade(fixed_s: float, s_per_token: float, s_squared: float, share: float) -
     return (*speeds, round(share * 10))
 
 
-class _Roll(Generic[_Key]):
-    """Workers in order of a key that each has alone."""
-
-    __slots__ = ("keys", "workers")
-
-    def __init__(self) -> None:
-        self.keys: list[_Key] = []
-        self.workers: list[WorkerView] = []
-
-    def put(self, key: _Key, worker: WorkerView) -> None:
-        at = bisect_left(self.keys, key)
-        self.keys.insert(at, key)
-        self.workers.insert(at, worker)
-
-    def swap(self, key: _Key, worker: WorkerView) -> None:
-        self.workers[bisect_left(self.keys, key)] = worker
-
-    def drop(self, key: _Key) -> None:
-        at = bisect_left(self.keys, key)
-        del self.keys[at], self.workers[at]
-
-
 @dataclass(slots=True)
 class _Draft:
     """A pool that can still change."""
 
     kind: Kind
-    by_load: _Roll[Load] = field(default_factory=_Roll)
-    out: dict[Standing, _Roll[str]] = field(default_factory=dict)
+    by_load: Roll[Load] = field(default_factory=Roll)
+    out: dict[Standing, Roll[str]] = field(default_factory=dict)
     made: Pool | None = None
 
     def put(self, worker: WorkerView, standing: Standing | None, load: Load) -> None:
         if standing is None:
             self.by_load.put(load, worker)
         else:
-            self.out.setdefault(standing, _Roll()).put(worker.worker_id, worker)
+            self.out.setdefault(standing, Roll()).put(worker.worker_id, worker)
 
     def drop(self, worker_id: str, standing: Standing | None, load: Load) -> None:
         if standing is None:
@@ -234,7 +250,7 @@ class _Draft:
             return
         roll = self.out[standing]
         roll.drop(worker_id)
-        if not roll.keys:
+        if roll.is_empty:
             del self.out[standing]
 
     def swap(self, worker: WorkerView, standing: Standing | None, before: Load, now: Load) -> None:
@@ -249,15 +265,15 @@ class _Draft:
 
     @property
     def is_empty(self) -> bool:
-        return not self.by_load.keys and not self.out
+        return self.by_load.is_empty and not self.out
 
     def make(self) -> Pool:
         if self.made is None:
             self.made = Pool(
                 self.kind,
-                tuple(self.by_load.workers),
+                self.by_load.row(),
                 # In one order, whatever happened in which.
-                {name: tuple(self.out[name].workers) for name in sorted(self.out)},
+                {name: self.out[name].row() for name in sorted(self.out)},
             )
         return self.made
 
@@ -268,6 +284,8 @@ class SiteKeeper:
     def __init__(self) -> None:
         self._filed: dict[str, tuple[str, Kind, Standing | None, Load]] = {}
         self._workers: dict[str, WorkerView] = {}
+        #: `get`, without a step between.
+        self.find: Callable[[str], WorkerView | None] = self._workers.get
         #: Grows with every change; views of this version have the workers that `get` finds.
         self.version = 0
         self._drafts: dict[str, dict[Kind, _Draft]] = {}

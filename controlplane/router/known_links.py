@@ -39,6 +39,16 @@ class KnownLinks:
         self._links = {
             link.link_id: KnownLink(link) for link in sorted(links, key=lambda one: one.link_id)
         }
+        #: As policies saw them last, by place; and those that have to be looked at anew.
+        self._seen: list[LinkView | None] = [None] * len(self._links)
+        self._row: tuple[LinkView, ...] = ()
+        self._at = {name: at for at, name in enumerate(self._links)}
+        self._stale: dict[str, None] = dict.fromkeys(self._links)
+        #: Where in the views a link is, by its ends; sites that many have a link for each pair.
+        self.places = {
+            (link.config.from_datacenter, link.config.to_datacenter): at
+            for at, link in enumerate(self._links.values())
+        }
 
     def __repr__(self) -> str:
         return f"<KnownLinks {sorted(self._links)}>"
@@ -53,11 +63,14 @@ class KnownLinks:
             link = self._links.get(f"{report.from_datacenter}>{report.to_datacenter}")
             if link is not None:
                 link.report(beat.worker_id, report, now_s, age_s=beat.age_s)
+                self._stale[link.config.link_id] = None
 
     def forget(self, worker_id: str) -> None:
         """A receiver has gone."""
-        for link in self._links.values():
+        for name, link in self._links.items():
             link.forget(worker_id)
+            if link.view is None:
+                self._stale[name] = None
 
     def seed(self, reserved_bytes: Mapping[str, int], now_s: float) -> None:
         """
@@ -68,7 +81,7 @@ class KnownLinks:
         for name, link in self._links.items():
             link.foreign_bytes = max(0, reserved_bytes.get(name, 0) - link.reserved_bytes)
             link.foreign_s = now_s
-            link.view = None
+            self._look_again(name, link)
 
     def add(self, name: str | None, link_bytes: int) -> bool:
         """Count bytes that have to move, or have moved; false when there is no such link."""
@@ -76,7 +89,7 @@ class KnownLinks:
         if link is None:
             return False
         link.reserved_bytes = max(0, link.reserved_bytes + link_bytes)
-        link.view = None
+        self._look_again(link.config.link_id, link)
         return True
 
     def tried(self, name: str | None, now_s: float) -> None:
@@ -118,14 +131,14 @@ class KnownLinks:
     def _has_turned(self, link: KnownLink, now_s: float, *, was_down: bool) -> bool:
         if link.is_down(now_s) == was_down:
             return False
-        link.view = None
+        self._look_again(link.config.link_id, link)
         return True
 
     def tick(self, now_s: float) -> bool:
         """Whether time alone has changed a link."""
         is_changed = False
         unix_s = self._wall_clock()
-        for link in self._links.values():
+        for name, link in self._links.items():
             is_other_rate = link.estimate(now_s)
             seen = link.view
             if seen is not None and (
@@ -136,21 +149,26 @@ class KnownLinks:
                 or seen.is_scarce != link.judged(seen, now_s, self._scarcity).is_scarce
                 or seen.egress_price_per_gb != link.config.tariff.price_at(unix_s)
             ):
-                link.view = None
+                self._look_again(name, link)
                 is_changed = True
         return is_changed
 
     def views(self, now_s: float) -> tuple[LinkView, ...]:
         """As policies see them, sorted by id."""
-        within_s = self._measured_within_s
-        stale = any(link.view is None for link in self._links.values())
-        unix_s = self._wall_clock() if stale else 0.0
-        return tuple(
-            [
-                link.view or link.look(now_s, within_s, self._scarcity, unix_s)
-                for link in self._links.values()
-            ]
-        )
+        if self._stale:
+            unix_s = self._wall_clock()
+            for name in self._stale:
+                link = self._links[name]
+                self._seen[self._at[name]] = link.view or link.look(
+                    now_s, self._measured_within_s, self._scarcity, unix_s
+                )
+            self._stale.clear()
+            self._row = tuple([seen for seen in self._seen if seen is not None])
+        return self._row
+
+    def _look_again(self, name: str, link: KnownLink) -> None:
+        link.view = None
+        self._stale[name] = None
 
     def bytes_total(self) -> dict[str, int]:
         """Bytes received over each since the live receivers started."""

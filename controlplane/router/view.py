@@ -295,7 +295,7 @@ class ViewTracker:
             self._plan = None
             self._changed()
         age_s = max(0.0, now_s - self._heard_s)
-        mode, trust = self._mode(age_s), prefix_trust(age_s, self._rules.modes)
+        mode, trust = self._trusted(age_s)
         cached = self._cached
         if cached is not None and (cached.mode, cached.prefix_trust) == (mode, trust):
             return cached
@@ -311,6 +311,7 @@ class ViewTracker:
             prefix_trust=trust,
             plan=self._plan,
             keeper=self._members.keeper,
+            link_places=self._links.places,
         )
         return self._cached
 
@@ -404,6 +405,14 @@ class ViewTracker:
         oldest_s = self._heard_s - self._members.rules.silent_s
         silent = sum(known.seen_s <= oldest_s for known in self._members)
         return silent > 1 and silent * 2 > len(self._members)
+
+    def _trusted(self, age_s: float) -> tuple[Mode, float]:
+        """Step of the degraded ladder, and part of each prefix hit that is counted."""
+        rules = self._rules.modes
+        if age_s <= rules.stale_s <= rules.blind_s and not self._is_store_away:
+            # Nearly always, and this is asked several times for each request.
+            return "normal", 1.0
+        return self._mode(age_s), prefix_trust(age_s, rules)
 
     def _mode(self, age_s: float) -> Mode:
         return mode_of(

@@ -63,11 +63,15 @@ def naive_match(held: Held, chain: list[BlockHash], block_tokens: int) -> dict[s
     return hits
 
 
-@given(changes, chains, st.integers(1, 64))
+@given(changes, chains, st.integers(1, 64), st.sampled_from((1, 2, 64)))
 def test_the_index_knows_what_a_naive_one_knows(
-    reports: list[tuple[str, InventoryDelta | None]], chain: list[BlockHash], block_tokens: int
+    reports: list[tuple[str, InventoryDelta | None]],
+    chain: list[BlockHash],
+    block_tokens: int,
+    each_max: int,
 ) -> None:
-    index = PrefixIndex()
+    """However many holders make a crowd that is told by bits."""
+    index = PrefixIndex(each_max=each_max)
     held: Held = {}
 
     for worker_id, delta in reports:
