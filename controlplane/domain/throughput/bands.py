@@ -28,6 +28,8 @@ _CLOSE = 1e-9
 #: The lowest band may be overfull by this part before the others stretch, in so many halvings.
 _OVERFULL = 1e-4
 _STRETCHINGS = 10
+#: Time that is more than any prompt takes; finite, because it is divided by.
+_ENDLESS_S = 1e30
 #: Quantiles of a band at which costs are compared.
 _COMPARED = (0.02, 0.25, 0.5, 0.75, 0.98)
 
@@ -96,6 +98,33 @@ def bands_of(
         else:
             high, bands = middle, longer
     return bands
+
+
+def bands_by_bytes(
+    demand: DemandOptions, sent: Sequence[tuple[int, float]], kv: Curve
+) -> tuple[Band, ...]:
+    """
+    Bands in growing order in which each option gets so many bytes per request, the first the rest.
+
+    Args:
+        demand: Its lengths and options.
+        sent: Options from the shortest requests to the longest, with their bytes.
+        kv: Bytes by length.
+    """
+    groups = [
+        [
+            _Got(
+                option=option,
+                is_local=demand.options[option].link is None,
+                part=1.0,
+                seconds=_ENDLESS_S,
+                sent=each,
+                mean_tokens=0.0,
+            )
+        ]
+        for option, each in sent
+    ]
+    return _stack(demand, groups, kv)
 
 
 def _more(got: _Got, part: float) -> _Got:

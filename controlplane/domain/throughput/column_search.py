@@ -107,6 +107,10 @@ class ColumnSearch:
             master.solve(newest=len(new))
         return self._balance(master, best, bound, rho)
 
+    def bound_at(self, prices: Sequence[float]) -> float:
+        """A bound of rho at any prices of rows, not negative and not all 0."""
+        return self._cheapest(self._clean(prices))[1]
+
     def _is_decided(self, rho: float, bound: float) -> bool:
         return self._decide is not None and (rho <= self._decide or bound > self._decide)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from controlplane.domain.plan import SiteRoles
 from controlplane.domain.throughput.balance import balance, rough
 from controlplane.domain.throughput.bands import bands_of
+from controlplane.domain.throughput.column_search import ColumnSearch
 from controlplane.domain.throughput.curves import Curve, piece_at
 from controlplane.domain.throughput.effort import STEPS_MAX, Effort
 from controlplane.domain.throughput.equations import Form
@@ -27,6 +28,13 @@ from controlplane.domain.throughput.fleet import FleetModel, TrafficModel
 from controlplane.domain.throughput.frozen import served_level
 from controlplane.domain.throughput.layout import InfeasibleError, Layout, Level, lay_out
 from controlplane.domain.throughput.lengths import mean
+from controlplane.domain.throughput.many_links import (
+    Shared,
+    best_step,
+    ceiling,
+    has_many_links,
+    share_out,
+)
 from controlplane.domain.throughput.measure import (
     AllBands,
     Case,
@@ -34,10 +42,11 @@ from controlplane.domain.throughput.measure import (
     rate_of,
     report,
 )
-from controlplane.domain.throughput.problem import Balance, Problem, WayPool
+from controlplane.domain.throughput.problem import Balance, Problem, Row, WayPool
 from controlplane.domain.throughput.profile import Piece
 from controlplane.domain.throughput.solution import Solution
 
+_NO_PREFILL = "no worker is left to prefill: the given roles and links reach none"
 #: Rounds in which tangents settle, in the paper's form; five are usual.
 _TANGENT_ROUNDS_MAX = 30
 _SETTLED = 1e-9
@@ -45,6 +54,10 @@ _SETTLED = 1e-9
 _NEARLY = 1 - 1e-9
 #: Part of the effort that the last solution, the one for the best roles, is sure to have.
 _KEPT_FOR_LAST = 0.6
+#: A gap that is not worth a slower search.
+_GAP_GOOD = 0.05
+#: The same of the thresholds, where many links starve.
+_KEPT_FOR_ROLES = 0.4
 #: With more resources than this the search for roles begins with a guess.
 _GUESSED = 24
 #: Relative gap to the bound that is enough for a guess.
@@ -132,15 +145,99 @@ class _Search:
             raise InfeasibleError(
                 f"{self._without_decode(choices)}: with the given roles no worker decodes there"
             )
+        if self.form == "exact" and has_many_links(self.layout):
+            quick = self._with_many_links(choices, steps)
+            if quick.gap <= _GAP_GOOD or not quick.is_complete:
+                return quick
+            slow = self._usual(choices, steps)
+            better = max(quick, slow, key=lambda found: found.throughput_per_s)
+            bounds = [found.bound_per_s for found in (quick, slow) if found.is_complete]
+            return replace(better, bound_per_s=max(min(bounds), better.throughput_per_s))
+        return self._usual(choices, steps)
+
+    def _usual(self, choices: Sequence[tuple[Level, ...]], steps: Sequence[float]) -> Solution:
+        """The roles that serve most, by a program with a row for each pool and link."""
         self.effort.kept = self.effort.left * _KEPT_FOR_LAST
         best = self._best_step(choices, steps)
         self.effort.kept = 0.0
         solution = self._solution(self._case(choices, steps[best]))
         if solution is None:
-            raise InfeasibleError(
-                "no worker is left to prefill: the given roles and links reach none"
+            raise InfeasibleError(_NO_PREFILL)
+        if solution.is_complete:
+            return solution
+        # Other roles may be better than those that were found by then: what is said of how far the best
+        # may be holds for all.
+        most = min(steps[-1], self._bound_of_all_roles(choices, solution))
+        return replace(solution, bound_per_s=max(most, solution.bound_per_s))
+
+    def _bound_of_all_roles(
+        self, choices: Sequence[tuple[Level, ...]], solution: Solution
+    ) -> float:
+        """What no thresholds and roles exceed, by the prices that were found for some."""
+        split = self._split(choices)
+        if len({pool.site for pool in self.layout.pools}) < len(self.layout.pools):
+            # Of several kinds in a datacenter each may prefill with all it has.
+            rows = tuple(
+                Row(resource=number, capacity=float(pool.workers.workers))
+                for number, pool in enumerate(self.layout.pools)
             )
-        return solution
+            links = (row for row in split.rows if row.resource >= len(self.layout.pools))
+            split = replace(split, rows=(*rows, *links))
+        search = ColumnSearch(split, split.rows, WayPool(), None, 0.0, self.effort)
+        sites = {n: pool.site for n, pool in enumerate(self.layout.pools)}
+        names = {self.layout.link_number(n): x.link_id for n, x in enumerate(self.layout.links)}
+        found = solution.prices
+        prices = [
+            row.capacity
+            * (
+                found.prefill_per_s.get(sites[row.resource], 0.0)
+                if row.resource in sites
+                else found.link_per_byte.get(names[row.resource], 0.0)
+            )
+            for row in split.rows
+        ]
+        # Where decode limits, nothing else has a price: then all workers are worth the same.
+        if not any(prices):
+            prices = [row.capacity if row.resource in sites else 0.0 for row in split.rows]
+        return 1 / search.bound_at(prices)
+
+    def _with_many_links(
+        self, choices: Sequence[tuple[Level, ...]], steps: Sequence[float]
+    ) -> Solution:
+        """The same for hundreds of links: see `many_links.py`."""
+        split = self._split(choices)
+        if not all(map(split.can_serve, split.demands)):
+            raise InfeasibleError(_NO_PREFILL)
+        self.effort.kept = self.effort.left * _KEPT_FOR_ROLES
+        top = ceiling(split, steps[-1] / 2, self.effort)
+        self.effort.kept = 0.0
+        most = min(top.rate_per_s, steps[-1])
+
+        def shared(number: int) -> Shared | None:
+            case = self._case(choices, steps[number])
+            problem = self._problem(case, None)
+            if not all(map(problem.can_serve, problem.demands)):
+                return None
+            return share_out(case, problem, min(most, case.decode_bound_per_s), self.effort)
+
+        best = best_step(steps, most, shared, self.effort)
+        if best is None:
+            raise InfeasibleError(_NO_PREFILL)
+        reported = report(best.case, best.bands, bound_per_s=most, prices=top.prices)
+        return replace(
+            reported,
+            bound_per_s=max(most, reported.throughput_per_s),
+            is_complete=not self.effort.is_cut_short,
+        )
+
+    def _split(self, choices: Sequence[tuple[Level, ...]]) -> Problem:
+        """The problem in which workers whose role is free do both in turns."""
+        lend = {
+            served.site: 1.0 if len(each) > 1 else self.lend_max
+            for served, each in zip(self.layout.served, choices, strict=True)
+        }
+        rows = self.layout.rows(tuple(each[-1] for each in choices), lend)
+        return Problem(demands=self.layout.demands(), rows=rows, kv=self.layout.kv_curve())
 
     def _best_step(self, choices: Sequence[tuple[Level, ...]], steps: Sequence[float]) -> int:
         """The throughput, by its number, whose roles serve most."""
@@ -164,14 +261,11 @@ class _Search:
 
     def _guess(self, choices: Sequence[tuple[Level, ...]], steps: Sequence[float]) -> int:
         """Where to begin: in the middle, or in large fleets where workers that could be split are best."""
-        levels = tuple(each[-1] for each in choices)
-        rows = self.layout.rows(levels, {served.site: 1.0 for served in self.layout.served})
+        split = self._split(choices)
         middle = len(steps) // 2
-        if len(rows) <= _GUESSED or all(len(each) == 1 for each in choices):
+        if len(split.rows) <= _GUESSED or all(len(each) == 1 for each in choices):
             return middle
-        problem = self._with_wide_links(
-            Problem(demands=self.layout.demands(), rows=rows, kv=self.layout.kv_curve())
-        )
+        problem = self._with_wide_links(split)
         if not all(map(problem.can_serve, problem.demands)):
             return middle
         rho = rough(problem, WayPool(), self.effort, _GUESS_TOLERANCE)

@@ -53,3 +53,12 @@ def test_more_steps_find_as_much_or_more() -> None:
     few, all_steps = solve(*a_question(), steps_max=0), solve(*a_question())
 
     assert few.throughput_per_s < all_steps.throughput_per_s
+
+
+@pytest.mark.parametrize("steps_max", [0, 30_000, 100_000])
+def test_what_is_said_of_the_best_holds_for_all_roles_also_when_time_was_short(
+    steps_max: float,
+) -> None:
+    best = solve(*a_question())
+
+    assert solve(*a_question(), steps_max=steps_max).bound_per_s >= best.throughput_per_s
