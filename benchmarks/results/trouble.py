@@ -6,11 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.results.cells import PLANS, Cell, case_study, known, run_all, synthetic, world
+from benchmarks.results.cells import (
+    PLANS,
+    Cell,
+    case_study,
+    known,
+    run_all,
+    solved,
+    synthetic,
+    world,
+)
+from benchmarks.results.limits import Disruption, out_at
 from benchmarks.results.tables import table
+from controlplane.domain.plan import SiteRoles
 from controlplane.replay.results import PolicyResult
 from controlplane.replay.run import NamedPolicy
 from controlplane.replay.spec import Change, LinkStep, Loss
+from controlplane.replay.traces.opening import open_trace
 
 #: When trouble begins, and what times are compared with: those from a third of it on.
 _AT_S: Final = 300.0
@@ -31,6 +43,10 @@ class Trouble:
     result: PolicyResult
     #: From the end of the trouble until the times are what they were; None if never.
     recovery_s: float | None
+    #: What the throughput model says it takes at least, by any policy; None if longer than was looked.
+    least_s: float | None
+    #: And what it takes where requests stay with the worker that they were placed on.
+    placed_s: float | None
 
     @property
     def lost(self) -> int:
@@ -87,6 +103,9 @@ def measure(
             lasts_s,
         ),
     ]
+    prices = solved(
+        case_study(), roles={"west": SiteRoles(prefill_workers=3, decode_workers=5)}
+    ).prices
     cells, named = [], []
     for name, trace, requests, changes, length_s in scenarios:
         for policy in known(*policies):
@@ -102,11 +121,36 @@ def measure(
                     planner=PLANS,
                 )
             )
-            named.append((name, length_s))
+            disruption = Disruption(
+                world=cells[-1].world,
+                prices=prices,
+                out=out_at(changes, at_s),
+                began_s=at_s,
+                ended_s=at_s + length_s,
+            )
+            named.append((name, disruption))
     return [
-        Trouble(scenario=name, result=result, recovery_s=_recovery_s(result, at_s, at_s + length_s))
-        for (name, length_s), result in zip(named, run_all(cells, jobs=jobs), strict=True)
+        _trouble(name, disruption, cell, result)
+        for (name, disruption), cell, result in zip(
+            named, cells, run_all(cells, jobs=jobs), strict=True
+        )
     ]
+
+
+def _trouble(name: str, disruption: Disruption, cell: Cell, result: PolicyResult) -> Trouble:
+    """How long it took, and how long it had to take."""
+    began_s, ended_s = disruption.began_s, disruption.ended_s
+    requests = list(open_trace(cell.trace).requests(cell.seed))
+    before_s = _mean_ttft_s(result, began_s / 3, began_s)
+    least_s = disruption.least_s(requests, waits_s=_RECOVERED * (before_s or 0.0))
+    return Trouble(
+        scenario=name,
+        result=result,
+        recovery_s=_recovery_s(result, began_s, ended_s),
+        least_s=least_s,
+        # Moving requests is never slower.
+        placed_s=None if least_s is None else max(least_s, disruption.placed_s(requests)),
+    )
 
 
 def _recovery_s(result: PolicyResult, began_s: float, ended_s: float) -> float | None:
@@ -136,13 +180,25 @@ def page(found: Sequence[Trouble]) -> str:
             f"{one.lost:,}",
             f"{one.result.retries:,}",
             f"{one.result.ttft_s.p99:.1f}",
-            "not in time" if one.recovery_s is None else f"{one.recovery_s:.0f}",
+            *map(_shown, (one.recovery_s, one.placed_s, one.least_s)),
         )
         for one in found
     ]
-    heads = ("trouble", "policy", "requests", "lost", "tried again", "TTFT p99, s", "recovery, s")
+    heads = (
+        "trouble", "policy", "requests", "lost", "tried again", "TTFT p99, s",
+        "recovery, s", "least in place, s", "least, s",
+    )  # fmt: skip
     return (
         "The case study's fleet at 2 requests/s. Recovery is from the end of the trouble until the "
         f"mean time to the first token, over {_WINDOW_S:g} s, is at most {_RECOVERED:g} times that "
-        f"of before.\n\n{table(heads, rows)}"
+        "of before. The last column is what it takes at least, whoever decides: the backlog over the "
+        "capacity to spare, with the lengths that came valued at the throughput model's prices "
+        "(`benchmarks/results/limits.py`). The one before it is the same where a request stays with "
+        "the worker that it was placed on, as it does here: what came while the link was cut waits "
+        "for the workers at home, although those behind the link are back.\n\n"
+        f"{table(heads, rows)}"
     )
+
+
+def _shown(seconds: float | None) -> str:
+    return "not in time" if seconds is None else f"{seconds:.0f}"
