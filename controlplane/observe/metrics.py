@@ -11,8 +11,27 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _FAST_SECONDS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 
 
+class _Unread:
+    """Stands in for any metric, and for one of it by its labels: what it is told is dropped."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: object) -> _Unread:
+        return self
+
+    labels = inc = dec = set = observe = set_function = __call__
+
+
 class RouterMetrics:
     """All metrics of one router, in a registry of their own so that tests can have many."""
+
+    @classmethod
+    def unread(cls) -> RouterMetrics:
+        """Those of a router that nobody scrapes: a replay counts what it needs by itself."""
+        metrics, nothing = cls(), _Unread()
+        for name in vars(metrics).keys() - {"registry"}:
+            setattr(metrics, name, nothing)
+        return metrics
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

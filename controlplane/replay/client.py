@@ -15,15 +15,11 @@ from controlplane.replay.worker import Life
 from controlplane.wire import (
     DecodeJob,
     KvLocation,
-    KvManifest,
     PrefillJob,
     PrefixAsk,
     RoleChange,
     RoleReply,
 )
-
-#: Addresses that nobody connects to: the emulated KV moves without them.
-_HOST, _PORT = "127.0.0.1", 1
 
 
 class ReplayWorkerClient:
@@ -61,15 +57,7 @@ class ReplayWorkerClient:
         count = len(tokens) - 1
         life.prefill(job.request_id, job.incarnation, count, hashes)
         self._sources[job.request_id] = life
-        # Checked once and copied: its parts are those of a worker that was checked.
-        return _LOCATION.model_copy(
-            update={
-                "worker_id": life.worker_id,
-                "datacenter": life.worker.datacenter,
-                "incarnation": job.incarnation,
-                "segment_id": job.request_id,
-            }
-        )
+        return life.location
 
     async def abort_prefill(self, url: str, request_id: str) -> None:
         """Stop a prefill; see the contract."""
@@ -102,9 +90,9 @@ class ReplayWorkerClient:
             output_tokens=job.sampling.output_tokens_max,
             resumed_tokens=job.resumed_tokens,
         )
-        segment_id = job.location.segment_id
-        source = self._sources.pop(segment_id, None)
-        run = source.prefilling.runs.get(segment_id) if source is not None else None
+        # Prefill and decode of an attempt have one id, which names the segment too.
+        source = self._sources.pop(job.request_id, None)
+        run = source.prefilling.runs.get(job.request_id) if source is not None else None
         if source is None or run is None:
             stream.failed(LinkDown.code, "the KV's owner is gone")
         else:
@@ -128,18 +116,3 @@ class ReplayWorkerClient:
         if life is None:
             raise WorkerRefused("nothing is lent any more")
         return life
-
-
-_LOCATION = KvLocation(
-    worker_id="emulated",
-    datacenter="emulated",
-    incarnation="emulated",
-    segment_id="emulated",
-    generation=1,
-    host=_HOST,
-    port=_PORT,
-    lease_s=30.0,
-    manifest=KvManifest(
-        fingerprint="replay-1", scope="replay", token_count=0, block_tokens=1, groups=()
-    ),
-)

@@ -87,7 +87,7 @@ def replay(
         TraceError: The trace is broken; nothing of what came before is returned.
         policies.registry.PolicyError: Of the policy's name or parameters.
     """
-    loop = virtual_loop(options.seed)
+    loop = virtual_loop(options.seed, has_hosts=False)
     collected = gc.get_threshold()
     gc.set_threshold(_COLLECTED_AFTER, *collected[1:])
     try:

@@ -16,7 +16,7 @@ from controlplane.replay.decoding import DecodeEngine, DecodeRun
 from controlplane.replay.flows import Receiver, SharedLink
 from controlplane.replay.prefilling import PrefillEngine, PrefillRun
 from controlplane.replay.spec import Hardware, WorkerSpec, WorldSpec
-from controlplane.wire import LENT_SUFFIX, Load, Profile, WorkerBeat
+from controlplane.wire import LENT_SUFFIX, KvLocation, KvManifest, Load, Profile, WorkerBeat
 from workers.links import LinkMeters
 
 #: Lengths where the curve that a worker tells of meets its profile.
@@ -274,6 +274,28 @@ class Life:
             raise WorkerRefused("draining")
         if has >= self._requests_max:
             raise WorkerRefused(f"it has {has} requests")
+
+    @cached_property
+    def location(self) -> KvLocation:
+        """
+        Where the KV of its prefills is, in a form that routers can carry.
+
+        One for all of them: emulated workers find a segment by the id of its job, and nobody connects
+        to the address.
+        """
+        return KvLocation.model_construct(
+            worker_id=self.worker_id,
+            datacenter=self.worker.datacenter,
+            incarnation=self.incarnation,
+            segment_id=self.incarnation,
+            generation=1,
+            host="127.0.0.1",
+            port=1,
+            lease_s=30.0,
+            manifest=KvManifest(
+                fingerprint=FINGERPRINT, scope=MODEL, token_count=0, block_tokens=1, groups=()
+            ),
+        )
 
     # --- Heartbeats ---------------------------------------------------------------------------
 

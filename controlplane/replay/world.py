@@ -190,7 +190,7 @@ def build_world(
     }
     events_max = max(100, _EVENTS_PER_WORKER * len(workers))
     store = MemoryStore(config=StoreConfig(decisions_max=1, events_max=events_max), clock=loop.time)
-    metrics = RouterMetrics()
+    metrics = RouterMetrics.unread()
     tracker = ViewTracker(
         home_datacenter=spec.home,
         links=fleet.links,

@@ -30,11 +30,8 @@ from controlplane.router.prefixes import find_prefix
 from controlplane.router.records import Attempt, Timeline
 from controlplane.router.services import Services
 from controlplane.router.sink import ClientLeftError, ClientSink
-from controlplane.router.workers import DecodeStream
+from controlplane.router.workers import DecodeStream, read_rest
 from controlplane.wire import DecodeReport, FrameKind, KvLocation
-
-#: After a whole answer its connection is read to the end for so long; a worker ends both at once.
-_REST_S = 1.0
 
 #: Instructions that wait for somebody else.
 _NEED_WAITING = frozenset({
@@ -391,7 +388,7 @@ class Flight:
                 event = await self._pass_on(taken)
                 if event is not None:
                     if isinstance(event, life.StreamEnded):
-                        await self._read_rest(self._stream)
+                        await read_rest(self._stream)
                     return event
                 now_s = self._services.clock()
                 if taken.has_progress:
@@ -421,19 +418,6 @@ class Flight:
         elif taken.end is not None:
             self._failure = taken.failure
         return taken.end
-
-    async def _read_rest(self, stream: DecodeStream) -> None:
-        """Reading to the end lets the connection serve the next request; it is worth no wait."""
-        if stream.has_ended:
-            # Nothing to wait for, so no timer to set.
-            return
-        try:
-            async with asyncio.timeout(_REST_S):
-                while await stream.frames():
-                    pass
-        except (PeerError, TimeoutError):
-            # The answer was complete before: nothing that comes after it can harm it.
-            return
 
     async def _fail(self, code: str) -> None:
         self.error = self._error(code)

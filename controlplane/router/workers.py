@@ -8,9 +8,11 @@ tell whether it heard us.
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from typing import Final, Protocol
 
 from controlplane.domain.tokens import TokenIds
+from controlplane.errors import PeerError
 from controlplane.wire import (
     DecodeJob,
     FrameKind,
@@ -20,6 +22,9 @@ from controlplane.wire import (
     RoleChange,
     RoleReply,
 )
+
+#: After a whole answer its connection is read to the end for so long; a worker ends both at once.
+_REST_S: Final = 1.0
 
 
 class DecodeStream(Protocol):
@@ -40,6 +45,20 @@ class DecodeStream(Protocol):
 
     def close(self) -> None:
         """Drop the connection: the worker stops and frees its KV. Idempotent."""
+
+
+async def read_rest(stream: DecodeStream) -> None:
+    """Reading to the end lets the connection serve the next request; it is worth no wait."""
+    if stream.has_ended:
+        # Nothing to wait for, so no timer to set.
+        return
+    try:
+        async with asyncio.timeout(_REST_S):
+            while await stream.frames():
+                pass
+    except (PeerError, TimeoutError):
+        # The answer was complete before: nothing that comes after it can harm it.
+        return
 
 
 class RoleClient(Protocol):

@@ -75,8 +75,8 @@ class MemoryStore:
         self._leaders: dict[Topic, tuple[str, float]] = {}
         #: What routers have told, and until when it holds.
         self._traffic: dict[str, tuple[float, bytes]] = {}
-        #: Set, and replaced, by each event.
-        self._news = asyncio.Event()
+        #: Who waits for the next event.
+        self._waiting: dict[asyncio.Future[bool], None] = {}
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -130,8 +130,28 @@ class MemoryStore:
         self._wake()
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(True)
+
+    async def _has_news(self, within_s: float) -> bool:
+        """Wait for the next event; false when there was none in time."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiting[waiter] = None
+        # A timer and a future: `asyncio.timeout` and an event take three times as long, and a
+        # router waits here all the time.
+        timer = loop.call_later(within_s, self._give_up, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            self._waiting.pop(waiter, None)
+
+    def _give_up(self, waiter: asyncio.Future[bool]) -> None:
+        if not waiter.done():
+            waiter.set_result(False)
 
     # --- What routers see ---------------------------------------------------------------------
 
@@ -163,10 +183,7 @@ class MemoryStore:
         check_cursor(cursor)
         after = _number(cursor)
         if self._event_number <= after and wait_s > 0:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await self._has_news(wait_s):
                 return cursor, ()
             self._check_open()
         # Numbers follow each other, so the first that is new is found without looking at the rest.

@@ -8,7 +8,6 @@ from typing import Final
 
 from controlplane.wire import Inventory, WorkerBeat
 
-
 #: What a report says of its inventory when it was told already.
 _NOTHING: Final = Inventory()
 
@@ -116,7 +115,9 @@ class Roster:
         if known is not None and is_same and beat.sequence <= known.beat.sequence:
             return Reported(wants_full_inventory=not known.is_complete)
 
-        bare = beat.model_copy(update={"inventory": _NOTHING})
+        told = beat.inventory
+        has_inventory = told.is_full or told.stored or told.removed
+        bare = beat.model_copy(update={"inventory": _NOTHING}) if has_inventory else beat
         worker = Registration(bare, self._clock() + ttl_s)
         if known is not None and is_same:
             worker.stored = known.stored

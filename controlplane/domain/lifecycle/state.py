@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-
 _TERMINAL: Final = frozenset({"done", "failed", "cancelled", "rejected"})
 
 
