@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.estimate import predict
 from controlplane.domain.prefix import PrefixHit
+from controlplane.domain.prefix_hits import Numbers, SharedHits
 from controlplane.domain.sites import share_of
 from policies.search import HOLDERS_MAX, Feasible, best_of_sites, find_holders, least_busy, looks
 from policies.survey import survey
@@ -133,3 +134,47 @@ def test_a_prefix_that_all_hold_is_counted_for_those_that_are_looked_at() -> Non
     these = feasible(a_request(prefix_hits=hits), *workers)
 
     assert these.by_site() == {"west": (len(workers), 36)}
+
+
+def a_crowd(*names: str, **own: PrefixHit) -> SharedHits:
+    """Workers of the west that hold the same, and others by name with hits of their own."""
+    numbers = Numbers()
+    bits = sum(1 << numbers.of(name) for name in names)
+    return SharedHits(
+        numbers, [(bits, PrefixHit(64, 64))], {f"west/{name}": one for name, one in own.items()}
+    )
+
+
+def test_of_a_crowd_of_holders_one_with_little_to_do_is_found() -> None:
+    """However few of the least busy are looked at otherwise."""
+    workers = [a_worker(f"west/p{n:03}", pending_tokens=n) for n in range(300)]
+    names = [one.worker_id for number, one in enumerate(workers) if number % 3 == 2]
+    these = feasible(a_request(prefix_hits=a_crowd(*names)), *workers)
+    these.looks = 1
+
+    seen = [one.worker_id for one in these.looked_at(Random(0))]
+
+    assert seen == ["west/p002", "west/p000"]
+
+
+def test_who_holds_more_than_the_crowd_is_found_however_busy() -> None:
+    workers = [a_worker(f"west/p{n:03}", pending_tokens=n) for n in range(300)]
+    names = [one.worker_id for one in workers[:200]]
+    hits = a_crowd(*names, p299=PrefixHit(80, 80))
+    these = feasible(a_request(prefix_hits=hits), *workers)
+    these.looks = 1
+
+    seen = [one.worker_id for one in these.looked_at(Random(0))]
+
+    assert seen == ["west/p299", "west/p000"]
+
+
+def test_of_a_crowd_that_cannot_take_the_request_nobody_is_looked_at() -> None:
+    workers = [
+        a_worker(f"west/p{n:03}", pending_tokens=n, is_draining=n % 2 == 0) for n in range(300)
+    ]
+    names = [one.worker_id for number, one in enumerate(workers) if number % 2 == 0]
+    these = feasible(a_request(prefix_hits=a_crowd(*names)), *workers)
+    these.looks = 1
+
+    assert [one.worker_id for one in these.looked_at(Random(0))] == ["west/p001"]
