@@ -35,8 +35,8 @@ class Autopsy:
     def __init__(self, services: Services, digest: str) -> None:
         self._services = services
         self._digest = digest
-        #: The worker and its life that ended last, and the tokens of output then.
-        self._last: tuple[str, str, int] | None = None
+        #: The worker that ended last, its life, and what there was to see then.
+        self._last: tuple[str, str, Case] | None = None
 
     async def examine(self, worker: WorkerView, case: Case) -> None:
         """A worker broke off, or said that its engine hangs: note it, and who is to blame."""
@@ -47,10 +47,10 @@ class Autopsy:
         self._services.quarantine.died(worker.incarnation)
         if not case.was_there:
             return
-        last, self._last = self._last, (worker.worker_id, worker.incarnation, case.tokens)
-        is_the_same_token = last is not None and last[2] == case.tokens
+        last, self._last = self._last, (worker.worker_id, worker.incarnation, case)
+        is_the_same_token = last is not None and last[2].tokens == case.tokens
         if last is not None and is_the_same_token:
-            self._blame(last[0], last[1], case)
+            self._blame(*last)
         if is_the_same_token or case.tokens == case.tokens_at_begin:
             self._blame(worker.worker_id, worker.incarnation, case)
 

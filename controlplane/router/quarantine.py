@@ -7,8 +7,9 @@ router and after whichever restart of a worker.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 #: Requests and deaths that are remembered; the oldest are forgotten beyond that.
 _REMEMBERED_MAX = 4096
@@ -50,8 +51,8 @@ class Quarantine:
         self._clock = clock
         #: Worker lives that ended, and when.
         self._deaths: OrderedDict[str, float] = OrderedDict()
-        #: By digest: the lives that ended while it ran there.
-        self._present: OrderedDict[str, set[str]] = OrderedDict()
+        #: By digest: the lives that ended while it ran there, and how long it had been there.
+        self._present: OrderedDict[str, dict[str, float]] = OrderedDict()
         #: Digests that are refused, and until when.
         self._until_s: OrderedDict[str, float] = OrderedDict()
 
@@ -74,28 +75,29 @@ class Quarantine:
             exposure_s: How long the request was there.
         """
         self.died(incarnation)
-        present = self._present.setdefault(digest, set())
-        present.add(incarnation)
+        present = self._present.get(digest, {})
+        present[incarnation] = max(exposure_s, present.get(incarnation, 0.0))
+        # What was forgotten must not pile up here.
+        present = {life: there_s for life, there_s in present.items() if life in self._deaths}
+        self._present[digest] = present
         self._present.move_to_end(digest)
         _bound(self._present)
-        # In place: what was forgotten must not pile up here.
-        present.intersection_update(self._deaths)
-        if len(present) >= self._deaths_max and self._is_no_accident(len(present), exposure_s):
+        if len(present) >= self._deaths_max and self._is_no_accident(present.values()):
             self._until_s[digest] = self._clock() + self._window_s
             self._until_s.move_to_end(digest)
             _bound(self._until_s)
 
-    def _is_no_accident(self, met: int, exposure_s: float) -> bool:
+    def _is_no_accident(self, exposures_s: Collection[float]) -> bool:
         """
         Whether a bystander would hardly have met so many deaths.
 
-        The other deaths of the time say how often a worker dies of something else; a bystander
-        meets one during its exposure with that chance, and `met` of them with its power.
+        The other deaths of the time say how often a worker dies of something else; so often a
+        bystander meets one during its time there, and all of them with the product of these chances.
         """
-        others = len(self._deaths) - met
+        others = len(self._deaths) - len(exposures_s)
         span_s = max(_SPAN_MIN_S, self._clock() - next(iter(self._deaths.values())))
-        chance: float = others * exposure_s / (span_s * max(1, self._workers()))
-        return chance < 1 and chance**met <= _ACCIDENT_MAX
+        rate_per_s = others / (span_s * max(1, self._workers()))
+        return math.prod(min(1.0, rate_per_s * each) for each in exposures_s) <= _ACCIDENT_MAX
 
     def refuses(self, digest: str) -> bool:
         """Whether a request is not to be tried (again)."""
@@ -117,6 +119,6 @@ class Quarantine:
             del self._deaths[incarnation]
 
 
-def _bound(remembered: OrderedDict[str, float] | OrderedDict[str, set[str]]) -> None:
+def _bound(remembered: OrderedDict[str, float] | OrderedDict[str, dict[str, float]]) -> None:
     while len(remembered) > _REMEMBERED_MAX:
         remembered.popitem(last=False)

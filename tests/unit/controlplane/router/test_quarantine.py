@@ -91,6 +91,18 @@ def test_who_was_there_for_a_moment_only_is_hardly_a_bystander(quarantine: Quara
     assert quarantine.refuses("a")
 
 
+def test_who_was_there_for_long_at_one_death_and_a_moment_at_the_other_is_a_bystander(
+    quarantine: Quarantine,
+) -> None:
+    for number in range(3):
+        quarantine.died(f"other-{number}")
+
+    quarantine.blame("a", "i1", 5.0)
+    quarantine.blame("a", "i2", 0.2)
+
+    assert not quarantine.refuses("a")
+
+
 def test_the_longer_ago_the_others_died_the_less_they_explain(
     quarantine: Quarantine, clock: Clock
 ) -> None:
