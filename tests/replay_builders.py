@@ -38,6 +38,7 @@ def a_world(
     *worker_ids: str,
     gbit_per_s: float = 1.0,
     rtt_s: float = 0.0,
+    egress_price_per_gb: float = 0.0,
     hardware: Hardware | None = None,
     changes: Sequence[Change] = (),
 ) -> WorldSpec:
@@ -51,6 +52,7 @@ def a_world(
                 to_datacenter="west",
                 capacity_bps=gbit_per_s * 1e9,
                 rtt_s=rtt_s,
+                egress_price_per_gb=egress_price_per_gb,
             ),
         ),
         home="west",

@@ -49,6 +49,8 @@ def print_results(results: Sequence[PolicyResult], console: Console) -> None:
                 for one in results
             ),
         )
+    if any(use.egress_cost for result in results for use in result.links.values()):
+        table.add_row("egress cost", *(f"{one.egress_cost:,.2f}" for one in results))
     for role in sorted({name for result in results for name in result.roles}):
         table.add_row(f"{role}, workers and utilisation", *(_role(one, role) for one in results))
     console.print(table)

@@ -62,15 +62,13 @@ def world_of(
                 to_datacenter=link.to_datacenter,
                 capacity_bps=link.capacity_bps,
                 rtt_s=link.rtt_ms / 1000,
+                egress_price_per_gb=link.price_per_gb,
             )
             for link in fleet.links
         ),
         home=home or _home(workers),
         block_tokens=block_tokens,
         changes=tuple(changes),
-        egress_price_per_gb={
-            link.link_id: link.price_per_gb for link in fleet.links if link.price_per_gb
-        },
     )
 
 

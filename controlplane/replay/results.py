@@ -54,6 +54,8 @@ class LinkUse:
     bytes_total: int
     #: Part of what it could have carried.
     utilisation: float
+    #: What these bytes cost, in the currency of the fleet.
+    egress_cost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,11 @@ class PolicyResult:
     series: dict[str, list[float]] = field(default_factory=dict)
     #: Points of the distribution of times to the first token.
     ttft_curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def egress_cost(self) -> float:
+        """Of all links, in the currency of the fleet."""
+        return sum(link.egress_cost for link in self.links.values())
 
 
 #: Quantities that are summed by time: `ttft_s` of those that had their first token then, whose

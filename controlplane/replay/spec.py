@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from controlplane.domain.cluster import Role, link_id
@@ -47,6 +46,8 @@ class LinkSpec:
     to_datacenter: str
     capacity_bps: float
     rtt_s: float = 0.0
+    #: Currency of the fleet per gigabyte that crosses it.
+    egress_price_per_gb: float = 0.0
 
     @property
     def link_id(self) -> str:
@@ -90,8 +91,6 @@ class WorldSpec:
     #: Requests that a worker takes beyond those it runs.
     queue_requests: int = 64
     changes: tuple[Change, ...] = ()
-    #: Currency of the fleet per gigabyte, by link.
-    egress_price_per_gb: Mapping[str, float] = field(default_factory=dict)
 
 
 #: How requests come: when the trace says, or each when another one has ended.

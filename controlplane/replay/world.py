@@ -46,6 +46,7 @@ BEAT_S: Final = 2.5
 
 #: Parts of a fleet that beat together, one after the other.
 _BEAT_PARTS: Final = 4
+_GIGABYTE: Final = 1e9
 
 #: A transfer that moves nothing for so long fails, as in `KvConfig.stall_timeout_s`.
 _STALL_S: Final = 5.0
@@ -97,12 +98,14 @@ class World:
     def link_uses(self) -> dict[str, LinkUse]:
         """How far each link was used."""
         uses = {}
+        prices = {link.link_id: link.egress_price_per_gb for link in self.spec.links}
         for name, link in sorted(self.links.items()):
             link.catch_up()
             could = link.capacity_bits
             uses[name] = LinkUse(
                 bytes_total=round(link.bytes_total),
                 utilisation=link.bytes_total * 8 / could if could else 0.0,
+                egress_cost=link.bytes_total / _GIGABYTE * prices[name],
             )
         return uses
 
@@ -264,6 +267,7 @@ def _fleet(spec: WorldSpec, options: WorldOptions) -> FleetConfig:
                 to_datacenter=link.to_datacenter,
                 capacity_mbit_per_s=link.capacity_bps / 1e6,
                 emulated_delay_ms=link.rtt_s * 1000,
+                egress_price_per_gb=link.egress_price_per_gb,
             )
             for link in spec.links
         ),

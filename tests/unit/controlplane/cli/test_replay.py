@@ -40,7 +40,8 @@ def test_json_has_every_figure_of_every_policy(tmp_path: Path) -> None:
     )
     assert set(wanted.split()) <= set(policy)
     assert set(policy["ttft_s"]) == {"mean", "p50", "p90", "p99"}
-    assert policy["links"]["east>west"].keys() == {"bytes_total", "utilisation"}
+    figures = {"bytes_total", "utilisation", "egress_cost"}
+    assert policy["links"]["east>west"].keys() == figures
 
 
 class References(HTMLParser):

@@ -52,6 +52,23 @@ def test_offloaded_kv_takes_the_link_and_overlaps_with_prefill() -> None:
     assert result.links["east>west"].bytes_total == 1_000_000
 
 
+def test_bytes_over_a_link_cost_what_the_fleet_says() -> None:
+    world = a_world("east/p1", "west/d1", egress_price_per_gb=20.0)
+    result = replayed(some_requests(3), world, "offload_all")
+    assert result.links["east>west"].bytes_total == 3_000_000
+    assert result.egress_cost == pytest.approx(0.06)
+
+
+def test_a_policy_that_weighs_money_keeps_off_a_dear_link() -> None:
+    def offloaded(price_per_gb: float) -> float:
+        trace = some_requests(20, every_s=0.5)
+        world = a_world(egress_price_per_gb=price_per_gb)
+        return replayed(trace, world, "lookahead").offloaded
+
+    assert offloaded(0.0) > 0.2
+    assert offloaded(1000.0) < 0.5 * offloaded(0.0)
+
+
 def test_a_fast_link_costs_the_state_and_the_round_trip_alone() -> None:
     hardware = a_hardware(kv=KvSize(state_bytes=12_500.0, bytes_per_token=1.0))
     world = a_world("east/p1", "west/d1", gbit_per_s=0.001, rtt_s=0.05, hardware=hardware)
