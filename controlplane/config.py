@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from controlplane.config_health import HealthConfig, PositiveSeconds, Section
-from controlplane.config_links import LinkConfig, SiteName, TenantConfig
+from controlplane.config_links import LinkConfig, SiteName, TenantConfig, check_names
 from controlplane.config_planner import PlannerConfig
 from controlplane.config_worker import WorkerConfig
 from controlplane.errors import ConfigError
@@ -332,19 +332,9 @@ class FleetConfig(Section):
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
         names = [site.name for site in self.datacenters]
-        if len(set(names)) != len(names):
-            raise ValueError(f"datacenter names must differ, got {names}")
+        check_names(names, self.links)
         if self.router.datacenter not in names:
             raise ValueError(f"router.datacenter {self.router.datacenter!r} is not one of {names}")
-        seen: set[str] = set()
-        for link in self.links:
-            if {link.from_datacenter, link.to_datacenter} - set(names):
-                raise ValueError(f"link {link.link_id} names a datacenter that is not in {names}")
-            if link.from_datacenter == link.to_datacenter:
-                raise ValueError(f"link {link.link_id} begins and ends in the same datacenter")
-            if link.link_id in seen:
-                raise ValueError(f"link {link.link_id} is there twice")
-            seen.add(link.link_id)
         return self
 
     @model_validator(mode="after")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,44 @@ from controlplane.config_health import Section
 from controlplane.domain.tariff import HOURS, PricePeriod, Tariff, fault_of
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+
+
+class LinkEnds(Protocol):
+    """Whatever names two datacenters."""
+
+    @property
+    def from_datacenter(self) -> str:
+        """Where KV comes from."""
+
+    @property
+    def to_datacenter(self) -> str:
+        """Where it goes."""
+
+    @property
+    def link_id(self) -> str:
+        """Both, as in `east>west`."""
+
+
+def check_names(datacenters: Sequence[str], links: Iterable[LinkEnds]) -> None:
+    """
+    Datacenters have different names, and links lie between two of them, once in each direction.
+
+    Raises:
+        ValueError: Says which name does not fit, and why.
+    """
+    if len(set(datacenters)) != len(datacenters):
+        raise ValueError(f"datacenter names must differ, got {list(datacenters)}")
+    seen: set[str] = set()
+    for link in links:
+        if {link.from_datacenter, link.to_datacenter} - set(datacenters):
+            raise ValueError(
+                f"link {link.link_id} names a datacenter that is not in {list(datacenters)}"
+            )
+        if link.from_datacenter == link.to_datacenter:
+            raise ValueError(f"link {link.link_id} begins and ends in the same datacenter")
+        if link.link_id in seen:
+            raise ValueError(f"link {link.link_id} is there twice")
+        seen.add(link.link_id)
 
 
 class PricePeriodConfig(Section):

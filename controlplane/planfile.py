@@ -17,8 +17,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from controlplane.config import SiteName
 from controlplane.config_health import Section
+from controlplane.config_links import SiteName, check_names
 from controlplane.domain.throughput.fleet import FleetModel, Group, Link, Site
 from controlplane.domain.throughput.profile import (
     DecodeProfile,
@@ -208,18 +208,7 @@ class PlanningFleet(Spec):
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
-        names = [site.name for site in self.datacenters]
-        if len(set(names)) != len(names):
-            raise ValueError(f"datacenter names must differ, got {names}")
-        seen: set[str] = set()
-        for link in self.links:
-            if {link.from_datacenter, link.to_datacenter} - set(names):
-                raise ValueError(f"link {link.link_id} names a datacenter that is not in {names}")
-            if link.from_datacenter == link.to_datacenter:
-                raise ValueError(f"link {link.link_id} begins and ends in the same datacenter")
-            if link.link_id in seen:
-                raise ValueError(f"link {link.link_id} is there twice")
-            seen.add(link.link_id)
+        check_names([site.name for site in self.datacenters], self.links)
         return self
 
     def hardware_of(self, group: GroupSpec) -> HardwareSpec:
