@@ -24,9 +24,9 @@ from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Sampling
 from workers import app
 from workers.engine import Engine, KvImport, TokenOut
+from workers.engines.local.prefill import LocalPrefill
+from workers.engines.local.stream import Stream
 from workers.engines.reference.engine import ReferenceEngine
-from workers.engines.reference.prefill import ReferencePrefill
-from workers.engines.reference.stream import Stream
 
 #: The process is gone at once, as after a fault in native code.
 DIES_IN_PREFILL: Final = "#dies-in-prefill#"
@@ -50,7 +50,7 @@ def has(tokens: TokenIds, marker: str) -> bool:
 class ChaosEngine(ReferenceEngine):
     """The reference engine, but for prompts with a marker."""
 
-    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> ReferencePrefill:
+    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> LocalPrefill:
         """As the engine, or the end."""
         self._meet(tokens, dies=DIES_IN_PREFILL, hangs=HANGS_IN_PREFILL)
         return super().prefill(tokens, hashes)

@@ -15,9 +15,9 @@ from controlplane.domain.prefix import BlockHash, block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Sampling
 from workers.engine import Engine, KvImport, KvPiece, TokenOut
+from workers.engines.local.sequence import ImportedSequence
+from workers.engines.local.stream import Stream
 from workers.engines.reference.engine import ReferenceEngine
-from workers.engines.reference.sequence import ImportedSequence
-from workers.engines.reference.stream import Stream
 
 BLOCK = 64
 

@@ -15,7 +15,7 @@ from controlplane.config import FleetConfig, LinkConfig, ModelConfig
 from controlplane.domain import byte_tokenizer
 from controlplane.domain.prefix import block_hashes
 from controlplane.wire import Sampling
-from workers.engines.reference.alone import generate_alone
+from workers.engines.local.alone import generate_alone
 from workers.engines.reference.engine import ReferenceEngine
 from workers.text import TextStream
 

@@ -28,7 +28,7 @@ EDGES = {
 FOREIGN = {"policies/plugins.py"}
 #: Where anything is caught to be handed to whoever waits for it.
 HANDED_ON = {
-    "workers/engines/reference/compute.py": "future.set_exception(error)",
+    "workers/engines/local/compute.py": "future.set_exception(error)",
     "controlplane/router/asking.py": (
         "raise PolicyFault(_said(f'it raised {type(error).__name__}: {error}')) from error"
     ),

@@ -3,109 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Self
 
 import numpy as np
 
-from controlplane.wire import Sampling
-from workers.engines.reference.dims import Dims, Floats
+from workers.engines.local.model import DecodeStep
+from workers.engines.local.row import Row
+from workers.engines.reference.dims import Floats
 from workers.engines.reference.memory import AttentionMemory, StateMemory
 from workers.engines.reference.model import Model
-from workers.engines.reference.sampling import Sampler
 
 
-class DecodeRow:
-    """One sequence of the batch. Made anywhere, then used on the compute thread alone."""
+class _Joined:
+    """A row, and its keys and values, as `Model.decode_step` wants it."""
 
-    def __init__(
-        self,
-        dims: Dims,
-        *,
-        token: int,
-        position: int,
-        capacity: int,
-        attention: Sequence[bytes],
-        state: bytes,
-        sampling: Sampling,
-    ) -> None:
-        """
-        Args:
-            dims: Of the model.
-            token: The last prompt token.
-            position: Its position.
-            capacity: Tokens there will ever be.
-            attention: Attention pieces of all tokens before `position`, in order.
-            state: State piece at `position`.
-            sampling: How output tokens are drawn.
-        """
-        self.token = token
-        self.position = position
-        #: Prompt tokens that were computed in the batch.
-        self.prompt_tokens_computed = 0
-        self._dims = dims
-        self._first = position
-        self._capacity = capacity
-        self._pieces = tuple(attention)
-        self._state: bytes | None = state
-        self._sampler = Sampler(sampling)
-        self._attention: AttentionMemory | None = None
+    __slots__ = ("attention", "row")
 
-    @classmethod
-    def of_calibration(cls, dims: Dims, *, steps: int) -> Self:
-        """A sequence of one prompt token that only measures time."""
-        return cls(
-            dims,
-            token=0,
-            position=0,
-            capacity=steps,
-            attention=(),
-            state=StateMemory(dims).export_piece(),
-            sampling=Sampling(temperature=0, output_tokens_max=steps),
-        )
+    def __init__(self, row: Row, attention: AttentionMemory) -> None:
+        self.row = row
+        self.attention = attention
 
     @property
-    def attention(self) -> AttentionMemory:
-        """Keys and values; there once `load` was called."""
-        assert self._attention is not None, "the row has joined the batch"
-        return self._attention
+    def token(self) -> int:
+        return self.row.token
 
     @property
-    def is_first(self) -> bool:
-        """Whether the token to compute is the last of the prompt."""
-        return self.position == self._first
-
-    def load(self, recurrent: Floats, conv: Floats) -> None:
-        """Turn the pieces into arrays; the state goes to the given rows of the batch."""
-        assert self._state is not None, "a row joins once"
-        attention = AttentionMemory(self._dims, self._capacity)
-        for index, piece in enumerate(self._pieces):
-            attention.import_piece(piece, index * self._dims.block_tokens)
-        state = StateMemory(self._dims)
-        state.import_piece(self._state)
-        recurrent[...] = state.recurrent
-        conv[...] = state.conv
-        self._attention, self._pieces, self._state = attention, (), None
-
-    def advance(self, logits: Floats) -> int:
-        """Draw the next token and make it the one to compute."""
-        self.prompt_tokens_computed += self.is_first
-        self.token = self._sampler.draw(logits, self.position - self._first)
-        self.position += 1
-        return self.token
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeStep:
-    """What one step made."""
-
-    #: One for each row that was asked for, in that order.
-    tokens: tuple[int, ...]
-    #: Rows whose last prompt token was computed.
-    first_tokens: int
-    #: Seconds, of which sequences that join take a part.
-    step_s: float
+    def position(self) -> int:
+        return self.row.position
 
 
 class DecodeBatch:
@@ -113,7 +37,7 @@ class DecodeBatch:
 
     def __init__(self, model: Model, *, slots: int) -> None:
         self._model = model
-        self._rows: list[DecodeRow] = []
+        self._rows: list[_Joined] = []
         layers, heads, keys, values = model.dims.recurrent_shape
         #: (linear layer, slot, head, key, value)
         self._recurrent: Floats = np.zeros((layers, slots, heads, keys, values), dtype=np.float32)
@@ -129,7 +53,7 @@ class DecodeBatch:
         """Whether it holds no sequence."""
         return not self._rows
 
-    def step(self, wanted: Sequence[DecodeRow]) -> DecodeStep:
+    def step(self, wanted: Sequence[Row]) -> DecodeStep:
         """
         Let rows that are not wanted any more leave, wanted ones join, and compute one token each.
 
@@ -138,32 +62,43 @@ class DecodeBatch:
         """
         start_s = perf_counter()
         self._keep(wanted)
+        known = {joined.row for joined in self._rows}
         for row in wanted:
-            if row not in self._rows:
+            if row not in known:
                 self._join(row)
         if not self._rows:
             return DecodeStep(tokens=(), first_tokens=0, step_s=0.0)
         count = len(self._rows)
-        first_tokens = sum(row.is_first for row in self._rows)
+        first_tokens = sum(joined.row.is_first for joined in self._rows)
         logits = self._model.decode_step(
             self._rows, self._recurrent[:, :count], self._conv[:, :count]
         )
-        drawn = {row: row.advance(logits[index]) for index, row in enumerate(self._rows)}
+        drawn = {
+            joined.row: joined.row.advance(logits[index]) for index, joined in enumerate(self._rows)
+        }
         return DecodeStep(
             tokens=tuple(drawn[row] for row in wanted),
             first_tokens=first_tokens,
             step_s=perf_counter() - start_s,
         )
 
-    def _join(self, row: DecodeRow) -> None:
-        index = len(self._rows)
-        row.load(self._recurrent[:, index], self._conv[:, index])
-        self._rows.append(row)
+    def _join(self, row: Row) -> None:
+        """Turn the pieces into arrays; the state goes to the next rows of the batch."""
+        dims, index = self._model.dims, len(self._rows)
+        pieces, state_piece = row.take_kv()
+        attention = AttentionMemory(dims, row.capacity)
+        for number, piece in enumerate(pieces):
+            attention.import_piece(piece, number * dims.block_tokens)
+        state = StateMemory(dims)
+        state.import_piece(state_piece)
+        self._recurrent[:, index] = state.recurrent
+        self._conv[:, index] = state.conv
+        self._rows.append(_Joined(row, attention))
 
-    def _keep(self, wanted: Sequence[DecodeRow]) -> None:
+    def _keep(self, wanted: Sequence[Row]) -> None:
         """Remove all rows but these; the last row moves into the gap."""
         for index in reversed(range(len(self._rows))):
-            if self._rows[index] not in wanted:
+            if self._rows[index].row not in wanted:
                 last = self._rows.pop()
                 if index < len(self._rows):
                     self._rows[index] = last

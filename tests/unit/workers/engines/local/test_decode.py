@@ -28,7 +28,7 @@ from workers.engines.reference.engine import ReferenceEngine
 
 def prefer_the_end(engine: ReferenceEngine) -> None:
     """Let the model put out END_OF_TURN and nothing else."""
-    engine._model._weights.head_bias[END_OF_TURN] = 1000
+    engine._model.network._weights.head_bias[END_OF_TURN] = 1000
 
 
 # --- Output -----------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ async def test_a_failure_in_compute_ends_the_streams_and_not_the_engine(
     streams = [await a_decode(engine, a_prompt(50, salt=salt), greedy(800)) for salt in (0, 1)]
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._model, "decode_step", fail_with_memory_error)
+        patch.setattr(engine._model.network, "decode_step", fail_with_memory_error)
         for stream in streams:
             with pytest.raises(MemoryError):
                 await tokens_of(stream)

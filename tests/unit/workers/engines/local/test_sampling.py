@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from controlplane.wire import Sampling
+from workers.engines.local.sampling import Sampler
 from workers.engines.reference.dims import Floats
-from workers.engines.reference.sampling import Sampler
 
 
 def a_sampler(temperature: float = 1, top_p: float = 1, seed: int | None = 1) -> Sampler:

@@ -20,7 +20,7 @@ from engine_builders import (
 
 from controlplane.wire import Sampling
 from workers.engine import KvPiece
-from workers.engines.reference.alone import generate_alone
+from workers.engines.local.alone import generate_alone
 from workers.engines.reference.engine import ReferenceEngine
 
 #: Around the edges of blocks, and one with four of them before a snapshot.

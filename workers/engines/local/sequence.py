@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from controlplane.domain.byte_tokenizer import END_OF_TURN
 from controlplane.domain.prefix import BlockHash
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Sampling
 from workers.engine import KvPiece, TokenOut
-from workers.engines.reference.cache import Lease, PrefixCache
-from workers.engines.reference.decode import DecodeRow
-from workers.engines.reference.dims import Dims
-from workers.engines.reference.stream import Feed, Stream
+from workers.engines.local.cache import Lease, PrefixCache
+from workers.engines.local.model import Sizes
+from workers.engines.local.row import Row
+from workers.engines.local.stream import Feed, Stream
 
 
 class ImportedSequence:
@@ -21,22 +20,24 @@ class ImportedSequence:
 
     def __init__(
         self,
-        dims: Dims,
+        sizes: Sizes,
+        end_tokens: frozenset[int],
         cache: PrefixCache,
         tokens: TokenIds,
         hashes: Sequence[BlockHash],
         on_close: Callable[[ImportedSequence], None],
     ) -> None:
-        self._dims = dims
+        self._sizes = sizes
+        self._end_tokens = end_tokens
         self._tokens = tokens
         self._on_close = on_close
         self._lease = cache.lease(hashes)
-        self._held_tokens = len(self._lease.hashes) * dims.block_tokens
+        self._held_tokens = len(self._lease.hashes) * sizes.block_tokens
         #: Attention pieces by block; those the cache had are there from the start.
         self._blocks: dict[int, bytes] = dict(enumerate(self._lease.attention))
         self._state: bytes | None = None
         self._feed: Feed[TokenOut] | None = None
-        self._row: DecodeRow | None = None
+        self._row: Row | None = None
         self._output_tokens = 0
         self._output_tokens_max = 0
         self._prompt_tokens_computed = 0
@@ -80,7 +81,7 @@ class ImportedSequence:
         Raises:
             ValueError: Not complete, kept or started before, closed, or it ends inside a block.
         """
-        count, rest = divmod(len(self._tokens), self._dims.block_tokens)
+        count, rest = divmod(len(self._tokens), self._sizes.block_tokens)
         if rest:
             raise ValueError(f"{len(self._tokens)} tokens end inside a block, and have no hash")
         attention, state = self._complete()
@@ -89,7 +90,7 @@ class ImportedSequence:
         self._is_kept = True
         self._blocks.clear()
         self._state = None
-        return self._lease.snapshot()[0] * self._dims.block_tokens
+        return self._lease.snapshot()[0] * self._sizes.block_tokens
 
     def close(self) -> None:
         """Give everything back. Idempotent; a sequence that is decoding is stopped first."""
@@ -117,7 +118,7 @@ class ImportedSequence:
         return self._lease
 
     @property
-    def row(self) -> DecodeRow:
+    def row(self) -> Row:
         """What the batch computes."""
         assert self._row is not None, "the sequence is decoding"
         return self._row
@@ -125,11 +126,11 @@ class ImportedSequence:
     @property
     def held_bytes(self) -> int:
         """Bytes in it that are not the cache's."""
-        dims = self._dims
+        sizes = self._sizes
         if self._row is not None:
             tokens = len(self._tokens) + self._output_tokens
-            return tokens * dims.attention_bytes_per_token + dims.state_bytes
-        held_blocks = self._held_tokens // dims.block_tokens
+            return tokens * sizes.attention_bytes_per_token + sizes.state_bytes
+        held_blocks = self._held_tokens // sizes.block_tokens
         written = (data for block, data in self._blocks.items() if block >= held_blocks)
         return sum(map(len, written)) + len(self._state or b"")
 
@@ -149,8 +150,7 @@ class ImportedSequence:
         for number, data in enumerate(attention, start=1):
             self._lease.offer(number, data)
         self._output_tokens_max = min(sampling.output_tokens_max, context_tokens_max - len(prompt))
-        self._row = DecodeRow(
-            self._dims,
+        self._row = Row(
             token=int.from_bytes(prompt.data[-prompt.width_bytes :], "little"),
             position=count,
             capacity=len(prompt) + self._output_tokens_max,
@@ -173,7 +173,7 @@ class ImportedSequence:
             return False
         self._output_tokens += 1
         self._prompt_tokens_computed = self.row.prompt_tokens_computed
-        if token == END_OF_TURN:
+        if token in self._end_tokens:
             self._feed.put(TokenOut(token=token, finish_reason="stop"))
             self.close()
         elif self._output_tokens == self._output_tokens_max:
@@ -193,7 +193,7 @@ class ImportedSequence:
         """Attention pieces in order, and the state, once everything is here."""
         if self._is_closed or self._is_kept or self._row is not None:
             raise ValueError("this sequence is decoding already, or closed")
-        blocks = -(-len(self._tokens) // self._dims.block_tokens)
+        blocks = -(-len(self._tokens) // self._sizes.block_tokens)
         if self._state is None or len(self._blocks) != blocks:
             raise ValueError(
                 f"KV is missing: {len(self._blocks)} of {blocks} attention pieces, "
@@ -207,20 +207,22 @@ class ImportedSequence:
             raise ValueError(
                 f"state at {piece.token_start}..{piece.token_end}, expected it at {count}"
             )
-        if len(piece.data) != self._dims.state_bytes:
-            raise ValueError(f"{len(piece.data)} bytes of state, expected {self._dims.state_bytes}")
+        if len(piece.data) != self._sizes.state_bytes:
+            raise ValueError(
+                f"{len(piece.data)} bytes of state, expected {self._sizes.state_bytes}"
+            )
         if self._state is not None:
             raise ValueError("the state is there already")
         self._state = piece.data
 
     def _write_attention(self, piece: KvPiece) -> None:
-        size = self._dims.block_tokens
+        size = self._sizes.block_tokens
         block, rest = divmod(piece.token_start, size)
         end = min(piece.token_start + size, len(self._tokens))
         span = f"attention of tokens {piece.token_start}..{piece.token_end}"
         if rest or not 0 <= piece.token_start < end or piece.token_end != end:
             raise ValueError(f"{span} is no block of a segment of {len(self._tokens)} tokens")
-        expected = (end - piece.token_start) * self._dims.attention_bytes_per_token
+        expected = (end - piece.token_start) * self._sizes.attention_bytes_per_token
         if len(piece.data) != expected:
             raise ValueError(f"{span} has {len(piece.data)} bytes, expected {expected}")
         if block in self._blocks:

@@ -18,8 +18,8 @@ from engine_builders import (
 )
 
 from workers.engine import Engine
+from workers.engines.local.prefill import LocalPrefill
 from workers.engines.reference.engine import ReferenceEngine
-from workers.engines.reference.prefill import ReferencePrefill
 
 
 async def test_equal_models_have_equal_fingerprints(make_engine: MakeEngine) -> None:
@@ -152,7 +152,7 @@ async def test_a_bug_in_the_bookkeeping_leaves_nobody_waiting(
     engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.delattr(ReferencePrefill, "begin")
+        patch.delattr(LocalPrefill, "begin")
         with pytest.raises(RuntimeError, match="scheduler has failed"):
             await prefill_all(engine, a_prompt(100))
     engine.check_integrity()

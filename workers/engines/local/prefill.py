@@ -11,12 +11,10 @@ from typing import Final
 
 from controlplane.domain.prefix import BlockHash
 from workers.engine import KvPiece
-from workers.engines.reference.cache import Lease, PrefixCache
-from workers.engines.reference.dims import Ints
-from workers.engines.reference.memory import AttentionMemory, StateMemory
-from workers.engines.reference.meter import Meter
-from workers.engines.reference.model import Model
-from workers.engines.reference.stream import Feed, Stream
+from workers.engines.local.cache import Lease, PrefixCache
+from workers.engines.local.meter import Meter
+from workers.engines.local.model import Ints, LocalModel, Memory, Sizes
+from workers.engines.local.stream import Feed, Stream
 
 #: A snapshot every so many blocks: half as many bytes as the attention of these blocks.
 SNAPSHOT_BLOCKS: Final = 4
@@ -37,31 +35,32 @@ class BlockStep:
 
 
 class _Computation:
-    """The arrays of one prefill. Used on the compute thread alone."""
+    """The memory of one prefill. Used on the compute thread alone."""
 
     def __init__(
-        self, model: Model, tokens: Ints, cached: Sequence[bytes], state: bytes | None
+        self, model: LocalModel, tokens: Ints, cached: Sequence[bytes], state: bytes | None
     ) -> None:
         self._model = model
         self._tokens = tokens
+        self._block_tokens = model.spec.block_tokens
         self._cached = tuple(cached)
         self._cached_state = state
-        self._position = len(cached) * model.dims.block_tokens
-        self._memory: tuple[AttentionMemory, StateMemory] | None = None
+        self._position = len(cached) * self._block_tokens
+        self._memory: Memory | None = None
 
     def next_block(self, *, wants_state: bool) -> BlockStep:
         start_s = perf_counter()
         if self._memory is None:
-            self._memory = self._load()
-        attention, state = self._memory
+            self._memory = self._model.memory(len(self._tokens), self._cached, self._cached_state)
+            self._cached, self._cached_state = (), None
         start = self._position
-        end = min(start + self._model.dims.block_tokens, len(self._tokens))
+        end = min(start + self._block_tokens, len(self._tokens))
         block_start_s = perf_counter()
-        self._model.prefill_block(self._tokens[start:end], start, attention, state)
+        self._memory.compute(self._tokens[start:end], start)
         block_s = perf_counter() - block_start_s
         self._position = end
-        piece = attention.export_piece(start, end)
-        snapshot = state.export_piece() if wants_state else None
+        piece = self._memory.attention_piece(start, end)
+        snapshot = self._memory.state_piece() if wants_state else None
         return BlockStep(
             token_start=start,
             token_end=end,
@@ -71,19 +70,8 @@ class _Computation:
             total_s=perf_counter() - start_s,
         )
 
-    def _load(self) -> tuple[AttentionMemory, StateMemory]:
-        dims = self._model.dims
-        attention = AttentionMemory(dims, len(self._tokens))
-        for index, piece in enumerate(self._cached):
-            attention.import_piece(piece, index * dims.block_tokens)
-        state = StateMemory(dims)
-        if self._cached_state is not None:
-            state.import_piece(self._cached_state)
-        self._cached, self._cached_state = (), None
-        return attention, state
 
-
-class ReferencePrefill:
+class LocalPrefill:
     """
     A `PrefillRun`. Used on the event loop's thread alone.
 
@@ -93,14 +81,15 @@ class ReferencePrefill:
 
     def __init__(
         self,
-        model: Model,
+        model: LocalModel,
         cache: PrefixCache,
         meter: Meter,
         tokens: Ints,
         hashes: Sequence[BlockHash],
-        on_close: Callable[[ReferencePrefill], None],
+        on_close: Callable[[LocalPrefill], None],
     ) -> None:
         self._model = model
+        self._sizes = Sizes.of(model.spec)
         self._cache = cache
         self._meter = meter
         self._tokens = tokens
@@ -125,7 +114,7 @@ class ReferencePrefill:
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "running" if self._lease else "queued"
-        return f"<ReferencePrefill {state}, {self._position} of {len(self._tokens)} tokens>"
+        return f"<LocalPrefill {state}, {self._position} of {len(self._tokens)} tokens>"
 
     # --- PrefillRun ---------------------------------------------------------------------------
 
@@ -180,8 +169,8 @@ class ReferencePrefill:
         """Bytes of the arrays in use."""
         if not self.is_running:
             return 0
-        dims = self._model.dims
-        return self._position * dims.attention_bytes_per_token + dims.state_bytes
+        sizes = self._sizes
+        return self._position * sizes.attention_bytes_per_token + sizes.state_bytes
 
     def begin(self) -> None:
         """Take what the cache has and put it out; the job may be done with that."""
@@ -191,19 +180,19 @@ class ReferencePrefill:
         # Where a prompt leaves one that came before, a third one may leave it too.
         self._snapshot_blocks.add(len(cached))
         count, state = self._lease.snapshot()
-        size = self._model.dims.block_tokens
+        size = self._sizes.block_tokens
         for index, data in enumerate(cached[:count]):
             self._put_attention(index * size, (index + 1) * size, data)
         self._cached_tokens = self._position = count * size
         if self._position == len(self._tokens):
-            self._finish(state or StateMemory(self._model.dims).export_piece())
+            self._finish(state or self._model.initial_state())
         else:
             self._computation = _Computation(self._model, self._tokens, cached[:count], state)
 
     def next_block(self) -> Callable[[], BlockStep]:
         """What the compute thread shall do next for this job."""
         assert self._computation is not None, "the job has begun and has not ended"
-        size = self._model.dims.block_tokens
+        size = self._sizes.block_tokens
         end = min(self._position + size, len(self._tokens))
         count, rest = divmod(end, size)
         is_snapshot = not rest and (count % SNAPSHOT_BLOCKS == 0 or count in self._snapshot_blocks)
@@ -219,7 +208,7 @@ class ReferencePrefill:
         self._blocks_s += step.block_s
         self._total_s += step.total_s
         self._position = step.token_end
-        count, rest = divmod(step.token_end, self._model.dims.block_tokens)
+        count, rest = divmod(step.token_end, self._sizes.block_tokens)
         if not rest:
             self._lease.offer(count, step.attention, step.state)
         self._put_attention(step.token_start, step.token_end, step.attention)

@@ -16,11 +16,11 @@ from engine_builders import (
 
 from controlplane.domain.byte_tokenizer import VOCABULARY_SIZE, WIDTH_BYTES
 from controlplane.domain.tokens import TokenIds
+from workers.engines.local.prefill import LocalPrefill
 from workers.engines.reference.engine import ReferenceEngine
-from workers.engines.reference.prefill import ReferencePrefill
 
 
-def a_job(engine: ReferenceEngine, tokens: TokenIds) -> ReferencePrefill:
+def a_job(engine: ReferenceEngine, tokens: TokenIds) -> LocalPrefill:
     return engine.prefill(tokens, hashes_of(tokens))
 
 
@@ -206,7 +206,7 @@ async def test_a_failure_in_compute_reaches_the_reader_and_nobody_else(
     engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(engine._model, "prefill_block", fail_with_memory_error)
+        patch.setattr(engine._model.network, "prefill_block", fail_with_memory_error)
         with pytest.raises(MemoryError):
             await prefill_all(engine, a_prompt(100))
     engine.check_integrity()

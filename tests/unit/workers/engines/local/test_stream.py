@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from workers.engines.reference.stream import Feed, Stream
+from workers.engines.local.stream import Feed, Stream
 
 
 class Source:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from controlplane.wire import Sampling
-from workers.engines.reference.dims import Floats
+
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 #: Philox takes keys of so many bits here; a seed may be any integer and is cut to them.
 _KEY_BITS: Final = 64

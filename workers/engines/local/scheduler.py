@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from workers.engines.reference.compute import ComputeThread
-from workers.engines.reference.decode import DecodeBatch
-from workers.engines.reference.meter import Meter
-from workers.engines.reference.prefill import ReferencePrefill
-from workers.engines.reference.sequence import ImportedSequence
-from workers.engines.reference.share import PrefillShare
+from workers.engines.local.compute import ComputeThread
+from workers.engines.local.meter import Meter
+from workers.engines.local.model import Batch
+from workers.engines.local.prefill import LocalPrefill
+from workers.engines.local.sequence import ImportedSequence
+from workers.engines.local.share import PrefillShare
 
 ResultT = TypeVar("ResultT")
 
@@ -27,16 +27,16 @@ class Scheduler:
     that decode, or as many as `share` wants. The queues are bounded by the requests a worker accepts.
     """
 
-    def __init__(self, batch: DecodeBatch, meter: Meter, *, slots: int) -> None:
+    def __init__(self, batch: Batch, meter: Meter, *, slots: int) -> None:
         self._batch = batch
         self._meter = meter
         self._slots = slots
         #: What prefill may take of the time.
         self.share = PrefillShare()
-        self._prefills: deque[ReferencePrefill] = deque()
+        self._prefills: deque[LocalPrefill] = deque()
         self._waiting: deque[ImportedSequence] = deque()
         self._running: list[ImportedSequence] = []
-        self._executor = ComputeThread("prfaas-reference")
+        self._executor = ComputeThread("prfaas-engine")
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -49,7 +49,7 @@ class Scheduler:
     # --- Queues -------------------------------------------------------------------------------
 
     @property
-    def prefills(self) -> tuple[ReferencePrefill, ...]:
+    def prefills(self) -> tuple[LocalPrefill, ...]:
         """Open prefills, the one that runs first."""
         return tuple(self._prefills)
 
@@ -68,7 +68,7 @@ class Scheduler:
         """It takes no more work."""
         return self._is_closing
 
-    def add_prefill(self, job: ReferencePrefill) -> None:
+    def add_prefill(self, job: LocalPrefill) -> None:
         """Queue a prefill."""
         self._prefills.append(job)
         self._wake()
@@ -78,7 +78,7 @@ class Scheduler:
         self._waiting.append(sequence)
         self._wake()
 
-    def drop_prefill(self, job: ReferencePrefill) -> None:
+    def drop_prefill(self, job: LocalPrefill) -> None:
         """Forget a prefill that was closed."""
         self._prefills.remove(job)
 

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from controlplane.domain.prefix import BlockHash, InventoryEntry
-from workers.engines.reference import cache as cache_module
-from workers.engines.reference.cache import Lease, PrefixCache
+from workers.engines.local import cache as cache_module
+from workers.engines.local.cache import Lease, PrefixCache
 
 BLOCK = 64
 ATTENTION_ONLY = InventoryEntry(has_attention=True, has_state=False)

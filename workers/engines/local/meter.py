@@ -9,9 +9,8 @@ import numpy as np
 
 from controlplane.wire import Profile
 from workers.engine import EngineCounters
-from workers.engines.reference.decode import DecodeBatch, DecodeRow
-from workers.engines.reference.memory import AttentionMemory, StateMemory
-from workers.engines.reference.model import Model
+from workers.engines.local.model import LocalModel, Sizes
+from workers.engines.local.row import Row
 
 #: Weight of the newest measurement in a running mean: about the last ten count.
 _NEWEST_SHARE: Final = 0.2
@@ -22,10 +21,10 @@ _CALIBRATION_RUNS: Final = 4
 class Meter:
     """Running means of times, and totals. Used on the event loop's thread alone."""
 
-    def __init__(self, model: Model) -> None:
-        self._dims = model.dims
+    def __init__(self, model: LocalModel) -> None:
+        self._sizes = Sizes.of(model.spec)
         block_s, step_s = _calibrate(model)
-        self._prefill_s_per_token = block_s / model.dims.block_tokens
+        self._prefill_s_per_token = block_s / model.spec.block_tokens
         # A prompt ends anywhere in its last block, which is computed as a whole.
         self._prefill_fixed_s = block_s / 2
         self._decode_step_s = step_s
@@ -54,7 +53,7 @@ class Meter:
         """
         fixed_s = total_s
         if blocks:
-            per_token_s = blocks_s / (blocks * self._dims.block_tokens)
+            per_token_s = blocks_s / (blocks * self._sizes.block_tokens)
             self._prefill_s_per_token = _mean(self._prefill_s_per_token, per_token_s)
             fixed_s -= per_token_s * tokens
         self._prefill_fixed_s = _mean(self._prefill_fixed_s, fixed_s)
@@ -74,8 +73,8 @@ class Meter:
             prefill_s_per_token=self._prefill_s_per_token,
             prefill_fixed_s=self._prefill_fixed_s,
             decode_step_s=self._decode_step_s,
-            kv_bytes_per_token=self._dims.attention_bytes_per_token,
-            kv_state_bytes=self._dims.state_bytes,
+            kv_bytes_per_token=self._sizes.attention_bytes_per_token,
+            kv_state_bytes=self._sizes.state_bytes,
         )
 
     def counters(self) -> EngineCounters:
@@ -92,17 +91,17 @@ def _mean(old: float, new: float) -> float:
     return old + _NEWEST_SHARE * (new - old)
 
 
-def _calibrate(model: Model) -> tuple[float, float]:
+def _calibrate(model: LocalModel) -> tuple[float, float]:
     """Seconds of one prefill block and of one decode step, before there is any work."""
-    size = model.dims.block_tokens
-    tokens = np.zeros(size, dtype=np.int64)
+    tokens = np.zeros(model.spec.block_tokens, dtype=np.int64)
     blocks_s: list[float] = []
     steps_s: list[float] = []
-    batch = DecodeBatch(model, slots=1)
-    row = DecodeRow.of_calibration(model.dims, steps=_CALIBRATION_RUNS)
+    batch = model.batch()
+    row = Row.of_calibration(steps=_CALIBRATION_RUNS, state=model.initial_state())
     for _ in range(_CALIBRATION_RUNS):
+        memory = model.memory(len(tokens), (), None)
         start_s = perf_counter()
-        model.prefill_block(tokens, 0, AttentionMemory(model.dims, size), StateMemory(model.dims))
+        memory.compute(tokens, 0)
         blocks_s.append(perf_counter() - start_s)
         steps_s.append(batch.step([row]).step_s)
     return min(blocks_s), min(steps_s)

@@ -8,9 +8,9 @@ from itertools import count
 import pytest
 from engine_builders import BLOCK, MakeEngine, a_decode, a_prompt, greedy, hashes_of, prefill_all
 
+from workers.engines.local import prefill as prefill_module
+from workers.engines.local.share import PrefillShare
 from workers.engines.reference import decode as decode_module
-from workers.engines.reference import prefill as prefill_module
-from workers.engines.reference.share import PrefillShare
 
 #: Units that a block of prefill and a step of decode take: `perf_counter` is read so often in each.
 BLOCK_UNITS, STEP_UNITS = 3, 1
