@@ -4,10 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
+TORCH := 2.13.0
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results
+.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results test-torch
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +34,20 @@ up: $(VENV)/.runtime ## Start two datacenters, a router and Redis on this machin
 
 test: $(VENV)/.dev ## Run the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Torch has a build for each kind of machine, so it comes by version; all else by hash.
+TORCH_VENV := .venv-torch
+$(TORCH_VENV)/.torch: requirements/torch.lock requirements/dev.lock requirements/build.lock pyproject.toml
+	@test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	@echo "installing torch and transformers into $(TORCH_VENV) ..."
+	@$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)"
+	@$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.lock -r requirements/torch.lock
+	@$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-torch: $(TORCH_VENV)/.torch ## Test the engine of hybrid models, in an environment of its own
+	@$(TORCH_VENV)/bin/python -m pytest tests/unit/workers/engines/transformers tests/integration/test_transformers_fleet.py tests/integration/test_hybrid_benchmark.py $(ARGS)
 
 sim: $(VENV)/.dev ## Simulate the fleet under faults: SEEDS=200, or SEED=7 with its story
 	@PYTHONPATH=tests $(BIN)/python -m sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(ARGS)
@@ -74,5 +89,5 @@ results: $(VENV)/.dev ## What policies make of the case study, traces and troubl
 format: $(VENV)/.dev ## Format and fix what can be fixed
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+clean: ## Remove virtual environments and caches
+	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

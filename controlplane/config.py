@@ -16,14 +16,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from controlplane.config_health import HealthConfig, PositiveSeconds, Section
 from controlplane.config_links import LinkConfig, SiteName, TenantConfig, check_names
+from controlplane.config_model import ModelConfig, TransformersConfig
 from controlplane.config_planner import PlannerConfig
 from controlplane.config_worker import WorkerConfig
 from controlplane.errors import ConfigError
 from controlplane.store.urls import parse_store_url
 from controlplane.wire_types import INVENTORY_BLOCKS_MAX, LINKS_MAX
 
-#: Links are a module of their own; all sections are imported from here.
-__all__ = ["LinkConfig", "SiteName", "TenantConfig"]
+#: Links and models are modules of their own; all sections are imported from here.
+__all__ = ["LinkConfig", "ModelConfig", "SiteName", "TenantConfig", "TransformersConfig"]
 
 _PORT_MAX = 65_535
 Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
@@ -283,22 +284,6 @@ class RouterConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """The model that all workers of the fleet serve."""
-
-    engine: Literal["reference"] = "reference"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,96}$")] = "prfaas-reference"
-    #: Seed of the reference model's weights.
-    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
-    layers: Annotated[int, Field(ge=4, le=8, multiple_of=4)] = 8
-    context_tokens_max: Annotated[int, Field(ge=128, le=131_072)] = 16_384
-    #: Tokens of KV a prefix cache holds per worker.
-    cache_tokens_max: Annotated[int, Field(ge=0, le=1 << 22)] = 65_536
-    decode_slots: Annotated[int, Field(ge=1, le=64)] = 8
-    #: Requests a worker takes beyond those it runs.
-    queue_requests_max: Annotated[int, Field(ge=1, le=10_000)] = 64
-
-
 class DatacenterConfig(Section):
     """A site with workers inside one fast network."""
 
@@ -384,6 +369,8 @@ class Environment(BaseSettings):
     #: "console" for people, "json" for machines.
     log_format: Literal["console", "json"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: Where routers keep, from one life to the next, where workers were: for a start without Redis.
+    state_dir: Path | None = None
 
     @field_validator("redis_url")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import Any, TypeAlias
 
@@ -15,14 +15,26 @@ from controlplane.domain.prefix import BlockHash, block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Sampling
 from workers.engine import Engine, KvImport, KvPiece, TokenOut
+from workers.engines.local.engine import LocalEngine
 from workers.engines.local.sequence import ImportedSequence
 from workers.engines.local.stream import Stream
-from workers.engines.reference.engine import ReferenceEngine
 
 BLOCK = 64
 
 #: The fixture `make_engine`: an engine of `a_model` with these overrides.
-MakeEngine: TypeAlias = Callable[..., ReferenceEngine]
+MakeEngine: TypeAlias = Callable[..., LocalEngine]
+
+
+@asynccontextmanager
+async def checked_engines() -> AsyncIterator[list[LocalEngine]]:
+    """Whatever is put into the list is checked for leaks, before and after it is closed."""
+    engines: list[LocalEngine] = []
+    yield engines
+    for engine in engines:
+        engine.check_integrity()
+        await engine.close()
+        engine.check_integrity()
+        assert not engine._cache.leases
 
 
 def a_model(**overrides: Any) -> ModelConfig:
@@ -72,7 +84,7 @@ def write_all(sequence: KvImport, pieces: list[KvPiece]) -> None:
 
 
 async def an_import(
-    engine: ReferenceEngine, prompt: TokenIds, *, source: Engine | None = None
+    engine: LocalEngine, prompt: TokenIds, *, source: Engine | None = None
 ) -> ImportedSequence:
     """A complete sequence for all but the last token of a prompt, prefilled by `source`."""
     head = prompt.head(len(prompt) - 1)
@@ -83,7 +95,7 @@ async def an_import(
 
 
 async def a_decode(
-    engine: ReferenceEngine,
+    engine: LocalEngine,
     prompt: TokenIds,
     sampling: Sampling | None = None,
     *,
@@ -100,7 +112,7 @@ async def tokens_of(stream: AsyncIterator[TokenOut]) -> list[int]:
 
 
 @contextmanager
-def compute_held(engine: ReferenceEngine) -> Iterator[None]:
+def compute_held(engine: LocalEngine) -> Iterator[None]:
     """The compute thread does nothing within the block, and goes on after it."""
     gate = threading.Event()
     engine._scheduler._executor.submit(gate.wait)

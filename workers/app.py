@@ -16,6 +16,7 @@ from controlplane.store.api import StateStore
 from controlplane.wire import LinkProbe, LinkProbeReply, Role
 from workers.address import WorkerAddress
 from workers.engine import Engine
+from workers.engines.building import build_engine
 from workers.identity import Identity
 from workers.inventory import SharedInventory
 from workers.kv.pacing import LinkPacer, StoreLinkBudget
@@ -98,11 +99,8 @@ async def run_worker(
 
 
 async def _build_engine(fleet: FleetConfig) -> Engine:
-    # Imported here: an engine brings its own heavy libraries, others never load them.
-    from workers.engines.reference.engine import ReferenceEngine  # noqa: PLC0415
-
-    # Weights and calibration take a second or so: not on the event loop.
-    return await asyncio.to_thread(ReferenceEngine, fleet.model)
+    # Weights and calibration take seconds: not on the event loop.
+    return await asyncio.to_thread(build_engine, fleet.model)
 
 
 def _roles(fleet: FleetConfig, identity: Identity) -> tuple[Role, ...]:

@@ -66,7 +66,11 @@ class ByteTokenizer:
         return byte_tokenizer.encode_text(text)
 
 
-_BY_ENGINE: Final[dict[str, type[Tokenizer]]] = {"reference": ByteTokenizer}
+_BY_ENGINE: Final[dict[str, type[Tokenizer]]] = {
+    "reference": ByteTokenizer,
+    # Of drawn weights, whose vocabulary is as small.
+    "transformers": ByteTokenizer,
+}
 
 
 def tokenizer_for(engine_name: str) -> Tokenizer:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from engine_builders import MakeEngine, a_model
+from engine_builders import MakeEngine, a_model, checked_engines
 
 from workers.engines.reference.dims import Dims
 from workers.engines.reference.engine import ReferenceEngine
@@ -15,18 +15,14 @@ from workers.engines.reference.weights import make_weights
 @pytest.fixture
 async def make_engine() -> AsyncIterator[MakeEngine]:
     """Engines that are checked for leaks, before and after they are closed."""
-    engines: list[ReferenceEngine] = []
+    async with checked_engines() as engines:
 
-    def make(**overrides: Any) -> ReferenceEngine:
-        engines.append(ReferenceEngine(a_model(**overrides)))
-        return engines[-1]
+        def make(**overrides: Any) -> ReferenceEngine:
+            engine = ReferenceEngine(a_model(**overrides))
+            engines.append(engine)
+            return engine
 
-    yield make
-    for engine in engines:
-        engine.check_integrity()
-        await engine.close()
-        engine.check_integrity()
-        assert not engine._cache.leases
+        yield make
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""Networks: from a checkpoint directory, or small ones with drawn weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as library_logging
+
+from controlplane.config import TransformersConfig
+from controlplane.domain.byte_tokenizer import END_OF_TURN, VOCABULARY_SIZE
+from controlplane.errors import ConfigError
+
+# What it says of kernels that are not installed is in docs/hybrid-engine.md, and is no log line.
+library_logging.set_verbosity_error()
+
+#: Of drawn weights, ten times the usual one: what a few layers put out then follows all of the prompt.
+_SPREAD: Final = 0.2
+#: Small networks of families whose linear attention has a state, as their configurations have it:
+#: three layers of linear attention and one of full attention.
+_FAMILIES: Final[dict[str, dict[str, Any]]] = {
+    "qwen3_next": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "initializer_range": _SPREAD,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+    },
+    "kimi_linear": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "moe_intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "initializer_range": _SPREAD,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 32,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "linear_head_dim": 32,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    },
+}
+#: Bytes of each weight that a fingerprint reads.
+_DIGESTED_BYTES: Final = 4096
+
+
+def load_network(config: TransformersConfig, *, seed: int) -> Any:  # noqa: ANN401 - the library's
+    """
+    A network that is ready to compute.
+
+    Args:
+        config: Where its shape and its weights come from.
+        seed: Of drawn weights.
+
+    Raises:
+        ConfigError: There is no such directory, device or family, or it has another vocabulary than the
+            tokenizer.
+    """
+    device, dtype = _device(config.device), getattr(torch, config.dtype)
+    if config.path is None:
+        shape = {**_FAMILIES[config.family], **_vocabulary()}
+        network = draw_network(config.family, shape, seed=seed, dtype=dtype)
+    else:
+        network = _of_directory(Path(config.path), seed, dtype)
+    if network.config.vocab_size != VOCABULARY_SIZE:
+        raise ConfigError(
+            f"{config.path}: a vocabulary of {network.config.vocab_size}; only the byte tokenizer's "
+            f"{VOCABULARY_SIZE} can be served so far"
+        )
+    return network.to(device).eval()
+
+
+def draw_network(family: str, shape: Mapping[str, Any], *, seed: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """
+    A network with drawn weights, on the processor.
+
+    Args:
+        family: A model type of the library.
+        shape: Parameters of its configuration.
+        seed: Of the weights.
+        dtype: Of the weights in the end; they are drawn in float32, so that the seed says all.
+    """
+    return _drawn(AutoConfig.for_model(family, **shape), seed, dtype)
+
+
+def digest_of(network: Any) -> str:  # noqa: ANN401 - the library's
+    """Equal for equal weights: shape, type and the first bytes of each."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        head = weight.detach().flatten()[: _DIGESTED_BYTES // weight.dtype.itemsize]
+        raw = head.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def _vocabulary() -> dict[str, int]:
+    return {
+        "vocab_size": VOCABULARY_SIZE,
+        "eos_token_id": END_OF_TURN,
+        "pad_token_id": VOCABULARY_SIZE - 1,
+        "bos_token_id": VOCABULARY_SIZE - 2,
+    }
+
+
+def _drawn(shape: Any, seed: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(shape, dtype=torch.float32).to(dtype)
+
+
+def _of_directory(path: Path, seed: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path}: no config.json there; name a checkpoint directory")
+    if any(path.glob("*.safetensors")):
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    shape = AutoConfig.from_pretrained(path, local_files_only=True)
+    return _drawn(shape, seed, dtype)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.transformers.device is cuda, and torch finds no GPU here")
+    return torch.device(name)
