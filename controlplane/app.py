@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from random import Random
 
 from controlplane.admin.server import AdminServer
@@ -30,6 +31,7 @@ from controlplane.router.feed import ViewFeed, log_state
 from controlplane.router.http_link_probes import HttpLinkProber
 from controlplane.router.http_probes import HttpProber
 from controlplane.router.http_workers import HttpWorkerClient
+from controlplane.router.last_known import LastKnown
 from controlplane.router.link_probes import LinkProbes
 from controlplane.router.models import ModelBook
 from controlplane.router.probes import Probes
@@ -65,7 +67,7 @@ class RunningRouter:
 
 @asynccontextmanager
 async def run_router(
-    fleet: FleetConfig, store: StateStore, *, name: str = "router"
+    fleet: FleetConfig, store: StateStore, *, name: str = "router", state_dir: Path | None = None
 ) -> AsyncIterator[RunningRouter]:
     """
     Start a router, yield it while it listens, drain and stop it.
@@ -74,9 +76,11 @@ async def run_router(
         fleet: What it serves.
         store: What it shares with the other routers.
         name: Its name in logs and records; each life of it has a number of its own besides.
+        state_dir: Where it keeps which workers it knows, for a next life that starts without the store.
 
     Raises:
-        ConfigError: The policy or its parameters are wrong, or a port is taken.
+        ConfigError: The policy or its parameters are wrong, a port is taken, or the directory cannot be
+            made.
     """
     router_id = f"{fleet.router.datacenter}/{name}-{secrets.token_hex(4)}"
     try:
@@ -139,7 +143,16 @@ async def run_router(
         )
         prober = HttpProber(fleet.health)
         stack.push_async_callback(prober.close)
-        probes = Probes(prober, tracker, metrics, fleet.health, Random(secrets.randbits(64)))
+        last_known = LastKnown(state_dir, router=f"{fleet.name}-{name}-{fleet.router.port}")
+        remembered = last_known.read()
+        probes = Probes(
+            prober,
+            tracker,
+            metrics,
+            fleet.health,
+            Random(secrets.randbits(64)),
+            last_known=lambda: remembered,
+        )
         link_prober = HttpLinkProber()
         stack.push_async_callback(link_prober.close)
         link_probes = LinkProbes(
@@ -180,6 +193,7 @@ async def run_router(
                 link_probes=link_probes.run(),
                 recorder=recorder.run(),
                 keys=services.keys.run(),
+                last_known=last_known.run(tracker),
                 **({"planner": planner.run()} if planner is not None else {}),
             )
         )
@@ -188,6 +202,10 @@ async def run_router(
         with suppress(TimeoutError):
             async with asyncio.timeout(fleet.store.slow_call_timeout_s):
                 await feed.is_synced.wait()
+        if not feed.is_synced.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(fleet.store.slow_call_timeout_s):
+                    await probes.ask_all()
         config = fleet.router
         listener = await listen_to_clients(
             stack,

@@ -58,13 +58,19 @@ def router(
     check_policy(fleet, fleet_path)
     url = need_redis(environment)
     fleet = fleet.model_copy(update={"router": fleet.router.at(port=port, admin_port=admin_port)})
-    run_process(environment, _serve(fleet, url, name=name, is_supervised=supervised))
+    run_process(environment, _serve(fleet, url, name, environment.state_dir, supervised))
 
 
-async def _serve(fleet: FleetConfig, url: str, *, name: str, is_supervised: bool) -> None:
+async def _serve(
+    fleet: FleetConfig,
+    url: str,
+    name: str,
+    state_dir: Path | None,
+    is_supervised: bool,  # noqa: FBT001 - as the command has it
+) -> None:
     store = RedisStore(url, fleet=fleet.name, config=fleet.store)
     try:
-        async with run_router(fleet, store, name=name):
+        async with run_router(fleet, store, name=name, state_dir=state_dir):
             # What is there now stays: collections of garbage need not visit it each time, which
             # would stop all requests for 50 ms every few thousand of them.
             gc.collect()

@@ -29,6 +29,8 @@ EVENTS: Final = frozenset(
         "engine.recovered",
         "store.degraded",
         "store.restored",
+        "state.unreadable",
+        "state.unwritable",
         "policy.loaded",
         "policy.failed",
         "shadow.stopped",

@@ -5,18 +5,22 @@ A worker that dies, drains or starts anew while the store is away would be notic
 requests that it fails. Once a second each known worker is asked, and what it answers counts as a
 heartbeat, but for its prefix cache. The same when most workers are silent at once: a store that is
 too slow for heartbeats must not make a fleet disappear. Else nobody is asked anything.
+
+A router that starts while the store is away knows nobody: it asks whoever it knew in its life before
+(`last_known.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Final, Literal, Protocol, TypeAlias
 
 from controlplane.config_health import HealthConfig
 from controlplane.observe.logs import get_logger
 from controlplane.observe.metrics import RouterMetrics
+from controlplane.router.last_known import LastAddress
 from controlplane.router.view import ViewTracker
 from controlplane.wire import WorkerBeat
 
@@ -54,12 +58,26 @@ class Probes:
         metrics: RouterMetrics,
         config: HealthConfig,
         rng: Random,
+        *,
+        last_known: Callable[[], Sequence[LastAddress]] = tuple,
     ) -> None:
+        """
+        Nobody is asked before `run`.
+
+        Args:
+            prober: Asks one.
+            tracker: Says who is known, and is told.
+            metrics: Counts answers.
+            config: How often, and how many at a time.
+            rng: Spreads the asking.
+            last_known: Who is asked while nobody is known at all.
+        """
         self._prober = prober
         self._tracker = tracker
         self._metrics = metrics
         self._config = config
         self._rng = rng
+        self._last_known = last_known
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -70,25 +88,29 @@ class Probes:
                 await self.ask_all()
 
     async def ask_all(self) -> None:
-        """Ask each known worker once, so many at a time."""
-        beats = self._tracker.beats()
-        waiting = iter(beats)
+        """Ask each known worker once, so many at a time; without any, where they were last."""
+        asked: Sequence[WorkerBeat | LastAddress] = self._tracker.beats() or self._last_known()
+        waiting = iter(asked)
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._config.probes_max, len(beats))):
+            for _ in range(min(self._config.probes_max, len(asked))):
                 group.create_task(self._ask_in_turn(waiting))
 
-    async def _ask_in_turn(self, waiting: Iterator[WorkerBeat]) -> None:
-        for beat in waiting:
-            answer = await self._prober.ask(beat.url)
+    async def _ask_in_turn(self, waiting: Iterator[WorkerBeat | LastAddress]) -> None:
+        for one in waiting:
+            answer = await self._prober.ask(one.url)
             if not self._tracker.needs_probes:
                 # The store is back and knows more than this answer, which is as old as its way.
                 return
-            self._take(beat, answer)
+            self._take(one, answer)
 
-    def _take(self, asked: WorkerBeat, answer: WorkerBeat | NoBeat) -> None:
+    def _take(self, asked: WorkerBeat | LastAddress, answer: WorkerBeat | NoBeat) -> None:
         said = answer if isinstance(answer, str) else "answered"
         self._metrics.probes_total.labels(said).inc()
-        if answer == "mute":
+        if isinstance(asked, LastAddress):
+            if not isinstance(answer, str) and answer.worker_id == asked.worker_id:
+                self._tracker.probed(asked.worker_id, answer)
+                _log.info("worker.registered", worker=asked.worker_id)
+        elif answer == "mute":
             self._tracker.alive(asked.worker_id, asked.incarnation)
         elif isinstance(answer, str):
             is_gone = self._tracker.probe_failed(

@@ -297,6 +297,7 @@ class Plant:
             environment={
                 "REDIS_URL": url,
                 "PRFAAS_LOG_FORMAT": "json",
+                "PRFAAS_STATE_DIR": str(self.directory / "state" / name.replace("/", "-")),
                 "OPENBLAS_NUM_THREADS": "1",
                 "PYTHONPATH": str(TESTS),
             },

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from router_builders import DECODE_1, EAST_1, ScriptedStore, a_busy_beat, a_few_turns, a_link_config
 from store_builders import eventually
 
@@ -17,8 +20,10 @@ from controlplane.config import (
     LimitsConfig,
     ModelConfig,
     RouterConfig,
+    StoreConfig,
 )
 from controlplane.errors import ConfigError
+from controlplane.serving import listen
 from controlplane.store.api import Blamed, StateStore
 
 TTL_S = 600.0
@@ -146,6 +151,38 @@ async def test_without_workers_a_request_is_refused_for_now(
     assert (answer.status, error["code"]) == (503, "no_candidate")
     (stored,) = await store.decisions(count=10)
     assert b'"no_candidate"' in stored.record
+
+
+@pytest.fixture
+async def worker_url() -> AsyncIterator[str]:
+    """Where workers say how they are, by the path they are asked at."""
+
+    async def beat(request: web.Request) -> web.Response:
+        url = f"http://{request.host}/{request.match_info['name']}"
+        worker_id = {"p": EAST_1, "d": DECODE_1}[request.match_info["name"]]
+        return web.json_response(text=a_busy_beat(worker_id, url=url).model_dump_json())
+
+    app = web.Application()
+    app.router.add_get("/{name}/worker/v1/beat", beat)
+    async with AsyncExitStack() as stack:
+        yield await listen(stack, app, "127.0.0.1", 0)
+
+
+async def test_a_router_that_starts_without_its_store_asks_the_workers_it_knew(
+    store: ScriptedStore, session: aiohttp.ClientSession, worker_url: str, tmp_path: Path
+) -> None:
+    fleet = a_fleet().model_copy(update={"store": StoreConfig(slow_call_timeout_s=1.1)})
+    async with run_router(fleet, store, state_dir=tmp_path):
+        await register(store, EAST_1, url=f"{worker_url}/p")
+        await register(store, DECODE_1, url=f"{worker_url}/d")
+        await until(lambda: b"/d" in b"".join(path.read_bytes() for path in tmp_path.iterdir()))
+    store.is_away = True
+
+    async with run_router(fleet, store, state_dir=tmp_path) as router:
+        status, details = await ready(session, router.url)
+
+    assert (status, details["store"]) == (200, "away")
+    assert (details["prefill_workers"], details["decode_workers"]) == (1, 1)
 
 
 async def test_what_waits_at_the_end_is_written(store: ScriptedStore) -> None:

@@ -23,6 +23,7 @@ from router_builders import (
 from controlplane.config_health import HealthConfig
 from controlplane.observe.metrics import RouterMetrics
 from controlplane.router import probes as probes_module
+from controlplane.router.last_known import LastAddress
 from controlplane.router.memory_probes import MemoryProber
 from controlplane.router.probes import NoBeat, Probes
 from controlplane.router.view import ViewTracker
@@ -194,3 +195,57 @@ def test_a_prober_says_what_it_knows() -> None:
     prober.answers["http://a"] = "mute"
 
     assert repr(prober) == "<MemoryProber 1 answers>"
+
+
+# --- A start without the store ----------------------------------------------------------------
+
+
+def a_start(world: World, *worker_ids: str) -> tuple[ViewTracker, Probes]:
+    """A router that knows nobody, and remembers these."""
+    tracker = ViewTracker(
+        home_datacenter="west", links=(a_link_config(),), ttl_s=5.0, clock=world.clock
+    )
+    remembered = [LastAddress(worker_id=name, url=url_of(name)) for name in worker_ids]
+    probes = Probes(
+        world.prober,
+        tracker,
+        world.metrics,
+        HealthConfig(),
+        Random(0),
+        last_known=lambda: remembered,
+    )
+    world.clock.advance(1.5)
+    return tracker, probes
+
+
+async def test_a_router_that_starts_without_the_store_asks_whom_it_knew(world: World) -> None:
+    tracker, probes = a_start(world, EAST_1, DECODE_1)
+
+    await probes.ask_all()
+
+    assert sorted(tracker.states()) == sorted([EAST_1, DECODE_1])
+
+
+@pytest.mark.parametrize("answer", ["refused", "silent", "mute", a_busy_beat(WEST_1)])
+async def test_whoever_does_not_answer_by_the_same_name_is_nobody(
+    world: World, answer: WorkerBeat | NoBeat
+) -> None:
+    """A worker before 0.3 says nothing that one could send work by; a port may be another's now."""
+    tracker, probes = a_start(world, EAST_1)
+    world.answer(EAST_1, answer)
+
+    await probes.ask_all()
+
+    assert tracker.states() == {}
+
+
+async def test_once_somebody_is_known_the_remembered_ones_are_not_asked(world: World) -> None:
+    tracker, probes = a_start(world, EAST_1)
+    tracker.apply_events([WorkerSeen(a_busy_beat(DECODE_1))])
+    tracker.store_lost()
+    world.clock.advance(2)
+    world.prober.asked.clear()
+
+    await probes.ask_all()
+
+    assert world.prober.asked == [url_of(DECODE_1)]
