@@ -126,7 +126,7 @@ def _network(family: str, size: str, device: str) -> Any:  # noqa: ANN401
 
     if size == "small":
         config = TransformersConfig.model_validate({"family": family, "device": device})
-        return load_network(config, seed=0)
+        return load_network(config, seed=0, context_tokens_max=max(_LENGTHS[size]))
     network = draw_network(family, _REAL[family], seed=0, dtype=torch.bfloat16)
     return network.to(device).eval()
 

@@ -17,6 +17,12 @@ from typing import Any, Final
 
 import torch
 
+from controlplane.errors import ConfigError
+
+#: Layers of a cache whose KV is all there is to know; others keep a window, or an index besides.
+_LAYERS: Final = frozenset({
+    "DynamicLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer",
+})  # fmt: skip
 #: Leads a state piece: the position, unsigned, little-endian.
 _POSITION: Final = struct.Struct("<Q")
 
@@ -62,9 +68,20 @@ class KvCodec:
         """
         Args:
             filled: A cache of one sequence with a token or more.
+
+        Raises:
+            ConfigError: It has layers that this layout does not know, or none of attention.
         """
+        kinds = {type(layer).__name__ for layer in filled.layers}
+        if not kinds <= _LAYERS:
+            raise ConfigError(
+                f"KV in layers of the kind {', '.join(sorted(kinds - _LAYERS))} cannot be moved; "
+                f"known: {', '.join(sorted(_LAYERS))}"
+            )
         self._attention = tuple(_attention_of(filled))
         self._states = tuple(_states_of(filled))
+        if not self._attention:
+            raise ConfigError("a network without any layer of full attention cannot be served")
         self.attention_bytes_per_token = sum(part.bytes_per_token for part in self._attention)
         self.state_bytes = _POSITION.size + sum(part.size_bytes for part in self._states)
 
@@ -120,8 +137,8 @@ class KvCodec:
             ValueError: The state is of another position than the attention's end.
         """
         position: int = _POSITION.unpack_from(state)[0]
-        tokens = sum(len(piece) for piece in attention) // max(1, self.attention_bytes_per_token)
-        if self._attention and tokens != position:
+        tokens = sum(len(piece) for piece in attention) // self.attention_bytes_per_token
+        if tokens != position:
             raise ValueError(f"the state is of position {position}, the attention of {tokens}")
         if position:
             self._fill_attention(cache, attention, device)

@@ -38,7 +38,9 @@ class TransformersModel:
             ConfigError: There is no such network.
         """
         torch.set_num_threads(config.transformers.threads)
-        self.network = load_network(config.transformers, seed=config.seed)
+        self.network = load_network(
+            config.transformers, seed=config.seed, context_tokens_max=config.context_tokens_max
+        )
         self.codec = KvCodec(self._probe())
         self.spec = EngineSpec(
             model=config.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as library_logging
 
@@ -63,17 +64,18 @@ _FAMILIES: Final[dict[str, dict[str, Any]]] = {
 _DIGESTED_BYTES: Final = 4096
 
 
-def load_network(config: TransformersConfig, *, seed: int) -> Any:  # noqa: ANN401 - the library's
+def load_network(config: TransformersConfig, *, seed: int, context_tokens_max: int) -> Any:  # noqa: ANN401 - the library's
     """
     A network that is ready to compute.
 
     Args:
         config: Where its shape and its weights come from.
         seed: Of drawn weights.
+        context_tokens_max: Of prompt and output.
 
     Raises:
-        ConfigError: There is no such directory, device or family, or it has another vocabulary than the
-            tokenizer.
+        ConfigError: There is no such device or directory, what is there cannot be loaded or is not
+            whole, or the network has another vocabulary than the tokenizer or a shorter context.
     """
     device, dtype = _device(config.device), getattr(torch, config.dtype)
     if config.path is None:
@@ -85,6 +87,11 @@ def load_network(config: TransformersConfig, *, seed: int) -> Any:  # noqa: ANN4
         raise ConfigError(
             f"{config.path}: a vocabulary of {network.config.vocab_size}; only the byte tokenizer's "
             f"{VOCABULARY_SIZE} can be served so far"
+        )
+    positions = getattr(network.config, "max_position_embeddings", context_tokens_max)
+    if positions < context_tokens_max:
+        raise ConfigError(
+            f"model.context_tokens_max is {context_tokens_max}, and the network was made for {positions}"
         )
     return network.to(device).eval()
 
@@ -130,10 +137,21 @@ def _drawn(shape: Any, seed: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
 def _of_directory(path: Path, seed: int, dtype: torch.dtype) -> Any:  # noqa: ANN401
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: no config.json there; name a checkpoint directory")
-    if any(path.glob("*.safetensors")):
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
-    shape = AutoConfig.from_pretrained(path, local_files_only=True)
-    return _drawn(shape, seed, dtype)
+    try:
+        if not any(path.glob("*.safetensors")):
+            return _drawn(AutoConfig.from_pretrained(path, local_files_only=True), seed, dtype)
+        network, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be loaded: {error}") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # The library would draw them, in each process others.
+        raise ConfigError(
+            f"{path}: {len(missing)} weights are not there, the first is {missing[0]}"
+        )
+    return network
 
 
 def _device(name: str) -> torch.device:

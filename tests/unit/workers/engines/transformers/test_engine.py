@@ -191,6 +191,34 @@ class TestRefusals:
         ):
             make_engine(transformers={"path": str(tmp_path)})
 
+    def test_weights_that_are_not_whole(self, make_engine: Make, tmp_path: Path) -> None:
+        """The library would draw what is missing, and each worker would draw something else."""
+        network = make_engine()._model.network  # type: ignore[attr-defined]
+        weights = network.state_dict()
+        lost = next(name for name in weights if name.endswith("norm.weight"))
+        network.save_pretrained(
+            tmp_path, state_dict={name: one for name, one in weights.items() if name != lost}
+        )
+
+        with pytest.raises(ConfigError, match=f"1 weights are not there, the first is {lost}"):
+            make_engine(transformers={"path": str(tmp_path)})
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_file_that_is_broken(self, make_engine: Make, tmp_path: Path, name: str) -> None:
+        make_engine()._model.network.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+        (tmp_path / name).write_bytes(b"{")
+
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            make_engine(transformers={"path": str(tmp_path)})
+
+    def test_a_context_beyond_the_networks(self, make_engine: Make, tmp_path: Path) -> None:
+        network = make_engine()._model.network  # type: ignore[attr-defined]
+        network.config.max_position_embeddings = 512
+        network.config.save_pretrained(tmp_path)
+
+        with pytest.raises(ConfigError, match=r"context_tokens_max is 1024, .* made for 512"):
+            make_engine(transformers={"path": str(tmp_path)})
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there(self, make_engine: Make) -> None:
         with pytest.raises(ConfigError, match="torch finds no GPU here"):
