@@ -93,11 +93,17 @@ class Quarantine:
 
         The other deaths of the time say how often a worker dies of something else; so often a
         bystander meets one during its time there, and all of them with the product of these chances.
+        Deaths that another request has met as often as would end it say nothing: they may be its own.
         """
-        others = len(self._deaths) - len(exposures_s)
+        others = len(self._deaths.keys() - self._of_suspects())
         span_s = max(_SPAN_MIN_S, self._clock() - next(iter(self._deaths.values())))
         rate_per_s = others / (span_s * max(1, self._workers()))
         return math.prod(min(1.0, rate_per_s * each) for each in exposures_s) <= _ACCIDENT_MAX
+
+    def _of_suspects(self) -> set[str]:
+        """Lives that ended where a request was that has met so many deaths."""
+        suspects = (lives for lives in self._present.values() if len(lives) >= self._deaths_max)
+        return {life for lives in suspects for life in lives}
 
     def refuses(self, digest: str) -> bool:
         """Whether a request is not to be tried (again)."""

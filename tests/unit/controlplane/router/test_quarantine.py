@@ -116,6 +116,17 @@ def test_the_longer_ago_the_others_died_the_less_they_explain(
     assert quarantine.refuses("a")
 
 
+def test_two_that_end_workers_at_the_same_time_do_not_excuse_each_other(
+    quarantine: Quarantine,
+) -> None:
+    for number in (1, 2):
+        quarantine.blame("a", f"a{number}", 1.5)
+        quarantine.blame("b", f"b{number}", 1.5)
+
+    assert quarantine.refuses("a")
+    assert quarantine.refuses("b")
+
+
 def test_when_workers_die_all_the_time_nobody_can_be_told_apart(quarantine: Quarantine) -> None:
     for number in range(300):
         quarantine.died(f"other-{number}")
