@@ -43,11 +43,13 @@ _SHORT: Final = replace(
     kv=KvConfig(lease_s=6.0, renew_interval_s=2.0),
     has_second_redis=True,
 )
-#: What is in the short form in another place, or has a sibling that is broken much the same way.
+#: What is in the short form in another place, has a sibling that is broken much the same way, or has
+#: tests of its own on a real server or a real sender: the short form takes three minutes at most.
 _LONG_ONLY: Final = {
     *("link-cut-up", "link-cut-down", "link-hole", "redis-kill"),
     *("poison", "garbage", "strangers", "clocks"),
     *("herd-store", "herd-prompt", "link-slow"),
+    *("link-bad", "redis-slow"),
 }
 
 
@@ -71,7 +73,7 @@ def main_scenario(form: Form) -> Scenario:
         fault="a random process killed, stopped or terminated every "
         + ("5 s" if form == "long" else "2.5 s"),
         requests=10_000 if form == "long" else 0,
-        seconds=13.0,
+        seconds=10.5,
         plan=every(5.0 if form == "long" else 2.5, _random_kill),
         counts_leaks=True,
         checks=(
