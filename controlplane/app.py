@@ -151,7 +151,8 @@ async def run_router(
             metrics,
             fleet.health,
             Random(secrets.randbits(64)),
-            last_known=lambda: remembered,
+            # The store says more than any file, once it was heard.
+            last_known=lambda: () if feed.is_synced.is_set() else remembered,
         )
         link_prober = HttpLinkProber()
         stack.push_async_callback(link_prober.close)

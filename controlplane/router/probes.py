@@ -70,7 +70,7 @@ class Probes:
             metrics: Counts answers.
             config: How often, and how many at a time.
             rng: Spreads the asking.
-            last_known: Who is asked while nobody is known at all.
+            last_known: Who is asked besides those that are known.
         """
         self._prober = prober
         self._tracker = tracker
@@ -88,8 +88,11 @@ class Probes:
                 await self.ask_all()
 
     async def ask_all(self) -> None:
-        """Ask each known worker once, so many at a time; without any, where they were last."""
-        asked: Sequence[WorkerBeat | LastAddress] = self._tracker.beats() or self._last_known()
+        """Ask each worker that is known or remembered once, so many at a time."""
+        known, remembered = self._tracker.beats(), self._last_known()
+        names = {beat.worker_id for beat in known}
+        asked: list[WorkerBeat | LastAddress] = [*known]
+        asked += (one for one in remembered if one.worker_id not in names)
         waiting = iter(asked)
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._config.probes_max, len(asked))):

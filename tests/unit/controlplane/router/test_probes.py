@@ -239,13 +239,17 @@ async def test_whoever_does_not_answer_by_the_same_name_is_nobody(
     assert tracker.states() == {}
 
 
-async def test_once_somebody_is_known_the_remembered_ones_are_not_asked(world: World) -> None:
-    tracker, probes = a_start(world, EAST_1)
-    tracker.apply_events([WorkerSeen(a_busy_beat(DECODE_1))])
-    tracker.store_lost()
-    world.clock.advance(2)
+async def test_who_was_silent_at_first_is_asked_again(world: World) -> None:
+    """Whoever is known by then is asked once, at the address it has now."""
+    tracker, probes = a_start(world, EAST_1, DECODE_1)
+    world.answer(EAST_1, "silent")
+    await probes.ask_all()
+    first = sorted(tracker.states())
+    world.answer(EAST_1, a_busy_beat(EAST_1))
     world.prober.asked.clear()
 
     await probes.ask_all()
 
-    assert world.prober.asked == [url_of(DECODE_1)]
+    assert first == [DECODE_1]
+    assert sorted(tracker.states()) == sorted([EAST_1, DECODE_1])
+    assert sorted(world.prober.asked) == sorted([url_of(EAST_1), url_of(DECODE_1)])
