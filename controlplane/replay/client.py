@@ -75,8 +75,9 @@ class ReplayWorkerClient:
         life = await self._reach(url, self._limits.prefill_accept_timeout_s)
         return self._registry.change(life.worker, change)
 
-    async def has_died(self, url: str, incarnation: str) -> bool:
+    async def has_died(self, url: str, incarnation: str, *, neighbours: Sequence[str] = ()) -> bool:
         """Whether a process life is over; see the contract."""
+        del neighbours
         worker, life = self._registry.find(url)
         return not worker.is_alive or life is None or life.incarnation != incarnation
 

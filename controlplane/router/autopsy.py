@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from controlplane.domain.cluster import WorkerView
 from controlplane.router.services import Services
+
+#: Neighbours of a silent worker that are asked whether anybody can be reached there.
+_NEIGHBOURS_MAX: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Autopsy:
     async def examine(self, worker: WorkerView, case: Case) -> None:
         """A worker broke off, or said that its engine hangs: note it, and who is to blame."""
         if not case.is_certain and not await self._services.workers.has_died(
-            worker.url, worker.incarnation
+            worker.url, worker.incarnation, neighbours=self._neighbours(worker)
         ):
             return
         self._services.quarantine.died(worker.incarnation)
@@ -53,6 +57,16 @@ class Autopsy:
             self._blame(*last)
         if is_the_same_token or case.tokens == case.tokens_at_begin:
             self._blame(worker.worker_id, worker.incarnation, case)
+
+    def _neighbours(self, worker: WorkerView) -> list[str]:
+        """Where to ask whether the way to a worker's datacenter is open: of its others, the best."""
+        others = [
+            other
+            for other in self._services.tracker.view().workers
+            if other.datacenter == worker.datacenter and other.url != worker.url
+        ]
+        others.sort(key=lambda other: (other.is_suspect, other.is_ejected))
+        return [other.url for other in others[:_NEIGHBOURS_MAX]]
 
     def _blame(self, worker_id: str, incarnation: str, case: Case) -> None:
         self._services.blame(self._digest, worker_id, incarnation, exposure_s=case.exposure_s)

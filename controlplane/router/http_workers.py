@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 from weakref import WeakSet
 
@@ -210,7 +211,7 @@ class HttpWorkerClient:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise WorkerLost(f"the connection to {who} broke") from error
 
-    async def has_died(self, url: str, incarnation: str) -> bool:
+    async def has_died(self, url: str, incarnation: str, *, neighbours: Sequence[str] = ()) -> bool:
         """Whether a process life is certainly over; see the contract."""
         try:
             async with self._session.get(
@@ -222,6 +223,8 @@ class HttpWorkerClient:
                 return WorkerBeat.model_validate_json(answer).incarnation != incarnation
         except aiohttp.ClientConnectorError as error:
             return isinstance(error.os_error, ConnectionRefusedError)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await _answers_any(neighbours)
         except (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError, ValidationError):
             # Somebody is there, or nobody can tell.
             return False
@@ -260,6 +263,20 @@ class HttpWorkerClient:
         for stream in tuple(self._streams):
             stream.break_off()
         await self._session.close()
+
+
+async def _answers_any(urls: Sequence[str]) -> bool:
+    """Whether one of these workers answers, on a connection made now: an old one says nothing."""
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=_PROBE_TIMEOUT) as session:
+        for url in urls:
+            try:
+                async with session.get(f"{url}/worker/v1/beat", allow_redirects=False) as response:
+                    if response.status == _OK:
+                        return True
+            except (aiohttp.ClientError, ConnectionError, TimeoutError):
+                continue
+    return False
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:

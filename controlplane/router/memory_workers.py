@@ -150,6 +150,8 @@ class MemoryWorkerClient:
         self.open_streams: set[MemoryDecodeStream] = set()
         #: Process lives that are over, by URL and incarnation.
         self.dead: set[tuple[str, str]] = set()
+        #: Likewise, where only a neighbour that answers tells it from a link that is cut.
+        self.dead_behind_relays: set[tuple[str, str]] = set()
         self._is_closed = False
         self._prefills: defaultdict[str, deque[tuple[Step | KvLocation, ...]]] = defaultdict(deque)
         self._decodes: defaultdict[str, deque[_Decode]] = defaultdict(deque)
@@ -246,11 +248,12 @@ class MemoryWorkerClient:
             lend_share=change.lend_share,
         )
 
-    async def has_died(self, url: str, incarnation: str) -> bool:
+    async def has_died(self, url: str, incarnation: str, *, neighbours: Sequence[str] = ()) -> bool:
         """Whether a process life is over; see the contract."""
         for gate in self._probes[url].popleft() if self._probes[url] else ():
             await gate.wait()
-        return (url, incarnation) in self.dead
+        life = (url, incarnation)
+        return life in self.dead or (life in self.dead_behind_relays and bool(neighbours))
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> MemoryDecodeStream:
         """Start a decode; see the contract."""

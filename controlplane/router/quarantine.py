@@ -65,18 +65,22 @@ class Quarantine:
         self._deaths.setdefault(incarnation, self._clock())
         _bound(self._deaths)
 
-    def blame(self, digest: str, incarnation: str, exposure_s: float = _EXPOSURE_S) -> None:
+    def blame(self, digest: str, incarnation: str, exposure_s: float | None = None) -> None:
         """
         A request made no progress on a worker life, and that life ended.
 
         Args:
             digest: Names the request.
             incarnation: The life.
-            exposure_s: How long the request was there.
+            exposure_s: How long the request was there; None when another router tells of it.
         """
         self.died(incarnation)
         present = self._present.get(digest, {})
-        present[incarnation] = max(exposure_s, present.get(incarnation, 0.0))
+        if exposure_s is None:
+            # What was seen here is known better; a router hears its own words again, too.
+            present.setdefault(incarnation, _EXPOSURE_S)
+        else:
+            present[incarnation] = exposure_s
         # What was forgotten must not pile up here.
         present = {life: there_s for life, there_s in present.items() if life in self._deaths}
         self._present[digest] = present

@@ -9,6 +9,7 @@ tell whether it heard us.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from controlplane.domain.tokens import TokenIds
@@ -112,12 +113,19 @@ class WorkerClient(Protocol):
             WorkerTimeout: No answer within `prefix_ask_timeout_s`.
         """
 
-    async def has_died(self, url: str, incarnation: str) -> bool:
+    async def has_died(self, url: str, incarnation: str, *, neighbours: Sequence[str] = ()) -> bool:
         """
         Whether a worker's process life is certainly over.
 
         True when nobody listens where it was, or another life does. False when it lives, and when
-        nobody can tell: an address that does not answer may be behind a link that is cut.
+        nobody can tell: an address that does not answer may be behind a link that is cut. What
+        takes connections only to drop them is a relay, before a dead process or a cut link: the
+        process is dead if a neighbour answers.
+
+        Args:
+            url: The worker.
+            incarnation: The life.
+            neighbours: URLs of workers that are reached in the same way.
         """
 
     async def decode(self, url: str, job: DecodeJob, tokens: TokenIds) -> DecodeStream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sim.network import Network, Process, Refused, Socket
 
@@ -162,8 +162,9 @@ class SimWorkerClient:
         """Workers here say that they cannot export, so nobody asks."""
         raise AssertionError(f"{url} was asked for {len(tokens)} tokens by {ask.request_id}")
 
-    async def has_died(self, url: str, incarnation: str) -> bool:
+    async def has_died(self, url: str, incarnation: str, *, neighbours: Sequence[str] = ()) -> bool:
         """Whether a process life is certainly over; see the contract."""
+        del neighbours
         beat = await self.beat(url)
         if isinstance(beat, Refused):
             return True

@@ -84,6 +84,19 @@ async def test_a_request_that_ends_two_workers_is_tried_no_more(router: MemoryRo
     assert set(await told_of(router)) == {EAST_1, EAST_2}
 
 
+async def test_a_request_is_blamed_for_workers_that_ended_behind_a_relay(
+    router: MemoryRouter,
+) -> None:
+    """Their neighbours tell that it is not the link."""
+    for worker_id in (EAST_1, EAST_2):
+        router.workers.dead_behind_relays.add((url_of(worker_id), life_of(worker_id)))
+        router.workers.on_prefill(url_of(worker_id), LOST)
+
+    flight = await router.serve(digest="poison")
+
+    assert isinstance(flight.error, RequestQuarantined)
+
+
 async def test_other_routers_hear_of_every_worker_that_ended(router: MemoryRouter) -> None:
     dies(router, EAST_1)
     router.workers.on_prefill(url_of(EAST_1), LOST)

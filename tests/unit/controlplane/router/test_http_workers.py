@@ -742,6 +742,34 @@ async def test_a_worker_of_which_nobody_can_tell_has_not_died(
         assert not await client.has_died(url, "i1")
 
 
+@pytest.mark.parametrize("rest", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"], ids=["closed", "cut"])
+async def test_a_worker_whose_relay_drops_connections_has_died_where_a_neighbour_answers(
+    client: HttpWorkerClient, rest: bytes
+) -> None:
+    async with a_peer(says(rest)) as url, a_worker(beat=beats) as neighbour:
+        assert await client.has_died(url, "i1", neighbours=[await nowhere(), neighbour])
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [says(b""), silence, says(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")],
+    ids=["closed", "silent", "an error"],
+)
+async def test_a_link_that_is_cut_for_neighbours_too_kills_nobody(
+    client: HttpWorkerClient, neighbour: Peer
+) -> None:
+    async with a_peer(says(b"")) as url, a_peer(neighbour) as other:
+        assert not await client.has_died(url, "i1", neighbours=[other])
+
+
+async def test_a_worker_that_is_silent_has_not_died_whatever_its_neighbours_do(
+    client: HttpWorkerClient,
+) -> None:
+    """It may be paused, or its own wire be cut."""
+    async with a_peer(silence) as url, a_worker(beat=beats) as neighbour:
+        assert not await client.has_died(url, "i1", neighbours=[neighbour])
+
+
 async def test_an_address_that_nobody_knows_is_no_proof_of_death(client: HttpWorkerClient) -> None:
     async with asyncio.timeout(5):
         assert not await client.has_died("http://nowhere.invalid:1", "i1")

@@ -103,6 +103,29 @@ def test_who_was_there_for_long_at_one_death_and_a_moment_at_the_other_is_a_byst
     assert not quarantine.refuses("a")
 
 
+def test_what_others_tell_of_a_death_leaves_what_was_seen_here(quarantine: Quarantine) -> None:
+    """A router hears its own words again, without how long the request had been there."""
+    for number in range(3):
+        quarantine.died(f"other-{number}")
+
+    for life in ("i1", "i2"):
+        quarantine.blame("a", life, 0.05)
+        quarantine.blame("a", life)
+
+    assert quarantine.refuses("a")
+
+
+def test_a_death_heard_of_first_is_weighed_as_it_is_seen_here_then(quarantine: Quarantine) -> None:
+    for number in range(3):
+        quarantine.died(f"other-{number}")
+
+    for life in ("i1", "i2"):
+        quarantine.blame("a", life)
+        quarantine.blame("a", life, 0.05)
+
+    assert quarantine.refuses("a")
+
+
 def test_the_longer_ago_the_others_died_the_less_they_explain(
     quarantine: Quarantine, clock: Clock
 ) -> None:
