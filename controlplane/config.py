@@ -284,6 +284,9 @@ class RouterConfig(Section):
         return self
 
 
+ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s]*)?$", max_length=512)]
+
+
 class DatacenterConfig(Section):
     """A site with workers inside one fast network."""
 
@@ -294,6 +297,25 @@ class DatacenterConfig(Section):
     convertible: bool = False
     #: Address that workers listen on and are reached at.
     host: str = "127.0.0.1"
+    #: Base URLs of the engine servers that `prfaas up` starts an agent for, instead of workers.
+    prefill_servers: Annotated[tuple[ServerUrl, ...], Field(max_length=64)] = ()
+    decode_servers: Annotated[tuple[ServerUrl, ...], Field(max_length=64)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_agent_a_server(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a file says
+        if not isinstance(values, dict):
+            return values
+        for role in ("prefill", "decode"):
+            servers = values.get(f"{role}_servers")
+            if isinstance(servers, list | tuple) and servers:
+                count = values.setdefault(f"{role}_workers", len(servers))
+                if count != len(servers):
+                    raise ValueError(
+                        f"{role}_workers = {count}, but there are {len(servers)} {role}_servers: "
+                        "leave the number out"
+                    )
+        return values
 
 
 class FleetConfig(Section):
@@ -320,6 +342,16 @@ class FleetConfig(Section):
         check_names(names, self.links)
         if self.router.datacenter not in names:
             raise ValueError(f"router.datacenter {self.router.datacenter!r} is not one of {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _servers_have_an_engine(self) -> Self:
+        for site in self.datacenters:
+            if self.model.engine != "vllm" and (site.prefill_servers or site.decode_servers):
+                raise ValueError(
+                    f"datacenter {site.name!r} has prefill_servers or decode_servers: they are for "
+                    f'model.engine = "vllm", not {self.model.engine!r}'
+                )
         return self
 
     @model_validator(mode="after")
@@ -366,6 +398,8 @@ class Environment(BaseSettings):
     #: One server, seeds of a cluster, or sentinels, as `controlplane/store/urls.py` says; empty for
     #: the embedded server.
     redis_url: str = Field(default="", validation_alias="REDIS_URL")
+    #: Bearer token of the engine servers, where they were started with one.
+    engine_api_key: str = ""
     #: "console" for people, "json" for machines.
     log_format: Literal["console", "json"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -422,7 +456,7 @@ def load_fleet(path: Path) -> FleetConfig:
         raise ConfigError(f"{path}: {describe_validation(error)}") from error
 
 
-_SECRETS = {"tenant_salt", "redis_url", "REDIS_URL"}
+_SECRETS = {"tenant_salt", "engine_api_key", "PRFAAS_ENGINE_API_KEY", "redis_url", "REDIS_URL"}
 
 
 def describe_validation(error: ValidationError) -> str:

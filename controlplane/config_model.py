@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from controlplane.config_health import Section
+from controlplane.config_server import EngineServerConfig
 
 
 class TransformersConfig(Section):
@@ -26,7 +27,7 @@ class TransformersConfig(Section):
 class ModelConfig(Section):
     """The model that all workers of the fleet serve."""
 
-    engine: Literal["reference", "transformers"] = "reference"
+    engine: Literal["reference", "transformers", "vllm"] = "reference"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,96}$")] = "prfaas-reference"
     #: Of drawn weights.
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
@@ -35,13 +36,16 @@ class ModelConfig(Section):
     context_tokens_max: Annotated[int, Field(ge=128, le=131_072)] = 16_384
     #: Tokens of KV a prefix cache holds per worker.
     cache_tokens_max: Annotated[int, Field(ge=0, le=1 << 22)] = 65_536
-    decode_slots: Annotated[int, Field(ge=1, le=64)] = 8
+    decode_slots: Annotated[int, Field(ge=1, le=4096)] = 8
     #: Requests a worker takes beyond those it runs.
     queue_requests_max: Annotated[int, Field(ge=1, le=10_000)] = 64
     transformers: TransformersConfig = TransformersConfig()
+    server: EngineServerConfig = EngineServerConfig()
 
     @model_validator(mode="after")
     def _settings_fit_the_engine(self) -> Self:
         if self.engine == "reference" and self.transformers != TransformersConfig():
             raise ValueError('[model.transformers] is for engine = "transformers"')
+        if self.engine != "vllm" and self.server != EngineServerConfig():
+            raise ValueError('[model.server] is for engine = "vllm"')
         return self

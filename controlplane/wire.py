@@ -90,6 +90,10 @@ class Load(Message):
     running: Count = 0
     #: Bytes of KV held, prefix cache and segments.
     kv_bytes: Count = 0
+    #: Part of the engine's room for KV that is in use; None where it does not tell.
+    kv_use: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    #: Requests that lost their KV to others, since the engine started.
+    preemptions_total: Count = 0
 
 
 class Inventory(Message):
@@ -428,6 +432,12 @@ class DecodeJob(Message):
     deadline_s: Seconds
 
 
+#: How sure a worker is of what a request's engine took from outside. `own`: it has moved the KV itself.
+#: `counted`: the engine's count of this very request. `shared`: a count over several requests, divided.
+#: `none`: nobody has counted.
+TransferEvidence: TypeAlias = Literal["own", "counted", "shared", "none"]
+
+
 class TransferReport(Message):
     """What moving the KV really was. Times are seconds from the decode job's arrival."""
 
@@ -440,6 +450,8 @@ class TransferReport(Message):
     refetched_chunks: Count = 0
     first_byte_s: Seconds = 0.0
     finished_s: Seconds = 0.0
+    #: Workers before 0.5 say nothing of it, and have moved their KV themselves.
+    evidence: TransferEvidence = "own"
 
 
 class DecodeReport(Message):

@@ -23,7 +23,7 @@ from controlplane.domain.prefix import BlockHash
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Sampling
 from workers import app
-from workers.engine import Engine, KvImport, TokenOut
+from workers.engine import Engine, JobContext, KvImport, TokenOut
 from workers.engines.local.prefill import LocalPrefill
 from workers.engines.local.stream import Stream
 from workers.engines.reference.engine import ReferenceEngine
@@ -50,10 +50,12 @@ def has(tokens: TokenIds, marker: str) -> bool:
 class ChaosEngine(ReferenceEngine):
     """The reference engine, but for prompts with a marker."""
 
-    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> LocalPrefill:
+    def prefill(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> LocalPrefill:
         """As the engine, or the end."""
         self._meet(tokens, dies=DIES_IN_PREFILL, hangs=HANGS_IN_PREFILL)
-        return super().prefill(tokens, hashes)
+        return super().prefill(tokens, hashes, context)
 
     def decode(self, sequence: KvImport, tokens: TokenIds, sampling: Sampling) -> Stream[TokenOut]:
         """As the engine, or the end."""

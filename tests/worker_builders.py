@@ -28,7 +28,15 @@ from controlplane.wire import (
     Profile,
     Sampling,
 )
-from workers.engine import EngineCounters, EngineSpec, KvImport, KvPiece, TokenOut
+from workers.engine import (
+    EngineCounters,
+    EngineSpec,
+    EngineTransfer,
+    JobContext,
+    KvImport,
+    KvPiece,
+    TokenOut,
+)
 from workers.identity import Identity
 from workers.kv.segments import SegmentStore
 from workers.kv.server import KvServer
@@ -135,6 +143,13 @@ class FakeSequence:
             raise self._engine.write_error
         self.written.append(piece)
 
+    @property
+    def transfer(self) -> EngineTransfer | None:
+        return self._engine.transfer
+
+    async def settle(self) -> None:
+        self._engine.settled += 1
+
     def keep(self) -> int:
         return len(self.tokens)
 
@@ -206,14 +221,27 @@ class FakeEngine:
         self.stored: dict[BlockHash, InventoryEntry] = {}
         self.known: dict[BlockHash, InventoryEntry] = {}
         self.prefill_share: float | None = None
+        #: What it was told of each job.
+        self.contexts: list[JobContext | None] = []
+        #: What it says that it moved by itself, and how often it was waited for.
+        self.transfer: EngineTransfer | None = None
+        self.settled = 0
+        #: Why it can take no work.
+        self.failed: str | None = None
         self.is_closed = False
 
-    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> FakeRun:
+    def prefill(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> FakeRun:
+        self.contexts.append(context)
         assert len(hashes) == len(tokens) // BLOCK
         self.prefilled.append(tokens)
         return FakeRun(self, tokens, self.prefills.popleft() if self.prefills else ())
 
-    def begin_import(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> FakeSequence:
+    def begin_import(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> FakeSequence:
+        self.contexts.append(context)
         assert len(hashes) == len(tokens) // BLOCK
         sequence = FakeSequence(self, tokens, self.held_tokens)
         self.sequences.append(sequence)
@@ -248,6 +276,9 @@ class FakeEngine:
 
     def counters(self) -> EngineCounters:
         return EngineCounters(prefill_tokens_total=5, output_tokens_total=3)
+
+    def failure(self) -> str | None:
+        return self.failed
 
     def check_integrity(self) -> None:
         assert not self.open, f"{len(self.open)} iterators or sequences are open"

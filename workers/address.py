@@ -6,6 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAddress:
+    """How an agent reaches its engine server, and how other datacenters reach that one's KV."""
+
+    #: Base of the server's API, without `/v1`.
+    url: str
+    api_key: str = ""
+    #: Written over what the server says of itself; empty and 0 for the server's own word.
+    kv_host: str = ""
+    kv_port: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAddress:
     """Where a worker listens, port 0 finds a free one; and where it is reached, if not there."""
 
@@ -16,6 +28,8 @@ class WorkerAddress:
     advertised: str | None = None
     #: The same for decode workers and KV.
     advertised_kv: str | None = None
+    #: Of an engine that runs in a server of its own.
+    engine: EngineAddress | None = None
 
     def reached_kv(self, port: int) -> tuple[str, int]:
         """

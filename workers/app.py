@@ -10,13 +10,14 @@ from functools import partial
 from typing import Final
 
 from controlplane.config import FleetConfig
+from controlplane.domain.byte_tokenizer import VOCABULARY_SIZE
 from controlplane.observe.logs import get_logger
 from controlplane.serving import listen
 from controlplane.store.api import StateStore
 from controlplane.wire import LinkProbe, LinkProbeReply, Role
 from workers.address import WorkerAddress
 from workers.engine import Engine
-from workers.engines.building import build_engine
+from workers.engines.building import build_engine, open_engine
 from workers.identity import Identity
 from workers.inventory import SharedInventory
 from workers.kv.pacing import LinkPacer, StoreLinkBudget
@@ -55,7 +56,7 @@ async def run_worker(
     Raises:
         ConfigError: An address cannot be listened on.
     """
-    engine = await _build_engine(fleet)
+    engine = await _engine(fleet, identity, address)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_close, engine)
         process = Process(
@@ -98,6 +99,14 @@ async def run_worker(
         _log.info("worker.stopped", worker=identity.worker_id)
 
 
+async def _engine(fleet: FleetConfig, identity: Identity, address: WorkerAddress) -> Engine:
+    if fleet.model.engine != "vllm":
+        return await _build_engine(fleet)
+    return await open_engine(
+        fleet.model, identity.role, address.engine, vocabulary_size=VOCABULARY_SIZE
+    )
+
+
 async def _build_engine(fleet: FleetConfig) -> Engine:
     # Weights and calibration take seconds: not on the event loop.
     return await asyncio.to_thread(build_engine, fleet.model)
@@ -106,7 +115,8 @@ async def _build_engine(fleet: FleetConfig) -> Engine:
 def _roles(fleet: FleetConfig, identity: Identity) -> tuple[Role, ...]:
     """Roles that a worker may have in its datacenter; none when it keeps its own."""
     site = fleet.datacenter(identity.datacenter)
-    return ("prefill", "decode") if site is not None and site.convertible else ()
+    is_convertible = site is not None and site.convertible and fleet.model.engine != "vllm"
+    return ("prefill", "decode") if is_convertible else ()
 
 
 def _pacers(fleet: FleetConfig, store: StateStore, identity: Identity) -> tuple[LinkPacer, ...]:
@@ -157,6 +167,8 @@ def _refresh(process: Process, keeper: RoleKeeper) -> None:
     metrics.queue_requests.set(sum(one.jobs() for one in parts))
     metrics.queue_tokens.set(load.queue_tokens)
     metrics.kv_bytes.set(load.kv_bytes)
+    metrics.kv_use.set(load.kv_use or 0.0)
+    metrics.preemptions.set(load.preemptions_total)
     metrics.segments.set(sum(one.readable_segments for one in segments))
     metrics.segment_bytes.set(sum(one.held_bytes for one in segments))
     for pacer in process.pacers:

@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from controlplane.config import KvConfig
 from controlplane.domain.prefix import block_hashes
@@ -24,16 +25,20 @@ from controlplane.wire import (
     DecodeReport,
     FrameKind,
     PrefillReport,
+    Sampling,
     TransferReport,
 )
 from workers.answers import Answer, Send
-from workers.engine import ClosableIterator, Engine, KvImport, TokenOut
+from workers.engine import ClosableIterator, Engine, EngineTransfer, JobContext, KvImport, TokenOut
+from workers.fingerprint import fingerprint_difference
 from workers.identity import Identity
 from workers.kv.client import Fetch, FetchResult, fetch_segment
 from workers.kv.timing import Clock
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
 from workers.output import FinishReason
+
+_BITS: Final = 8
 
 #: What an answer that needed no KV says of it.
 _NO_FETCH = FetchResult(
@@ -89,11 +94,13 @@ class DecodeService:
 
     def end_jobs(self, reason: Callable[[], PrfaasError]) -> None:
         """End all jobs with an error; their routers go on elsewhere."""
-        now_s = asyncio.get_running_loop().time()
-        for deadline, ending in self._running.items():
-            if ending is None and not deadline.expired():
-                self._running[deadline] = reason()
-                deadline.reschedule(now_s)
+        for deadline in tuple(self._running):
+            self._end_job(deadline, reason())
+
+    def _end_job(self, deadline: asyncio.Timeout, reason: PrfaasError) -> None:
+        if self._running.get(deadline) is None and not deadline.expired():
+            self._running[deadline] = reason
+            deadline.reschedule(asyncio.get_running_loop().time())
 
     def check(self, job: DecodeJob, tokens: TokenIds) -> None:
         """
@@ -113,10 +120,7 @@ class DecodeService:
             raise WorkerRefused("the engine of this worker hangs")
         if job.incarnation != self._identity.incarnation:
             raise WorkerRefused("the job is for another life of this worker; look again")
-        if manifest.fingerprint != spec.fingerprint or manifest.groups != spec.groups:
-            raise WorkerRefused("the KV was made for another fingerprint than this worker's")
-        if manifest.scope != job.scope:
-            raise WorkerRefused("the KV belongs to another scope than the job")
+        self._check_manifest(job)
         if self.jobs >= self._requests_max:
             raise WorkerRefused(f"{self.jobs} jobs are waiting or running, the limit")
         prompt_tokens = len(tokens) - job.resumed_tokens
@@ -136,6 +140,19 @@ class DecodeService:
                 f"the KV covers {manifest.token_count} tokens, the job needs {len(tokens) - 1}"
             )
 
+    def _check_manifest(self, job: DecodeJob) -> None:
+        """Whether the KV can be used here: anything that differs would be wrong KV, not lost KV."""
+        spec, manifest = self._engine.spec, job.location.manifest
+        if manifest.fingerprint != spec.fingerprint:
+            differs = fingerprint_difference(spec.fingerprint, manifest.fingerprint)
+            raise WorkerRefused(
+                f"the KV was made for another fingerprint than this worker's: {differs}"
+            )
+        if manifest.groups != spec.groups:
+            raise WorkerRefused("the KV was made in another layout than this worker's")
+        if manifest.scope != job.scope:
+            raise WorkerRefused("the KV belongs to another scope than the job")
+
     async def run(self, job: DecodeJob, tokens: TokenIds, send: Send) -> None:
         """
         Serve one job; the last frame it sends is its report.
@@ -146,9 +163,13 @@ class DecodeService:
         arrived_s = self._clock()
         deadline = asyncio.timeout(job.deadline_s)
         self._running[deadline] = None
+
+        def end(reason: PrfaasError) -> None:
+            self._end_job(deadline, reason)
+
         try:
             async with deadline:
-                await self._serve(job, tokens, send, arrived_s)
+                await self._serve(job, tokens, send, arrived_s, end)
         except TimeoutError as error:
             if not deadline.expired():
                 # The engine's own, not this job's: it must not pass for the request's time.
@@ -158,7 +179,14 @@ class DecodeService:
         finally:
             del self._running[deadline]
 
-    async def _serve(self, job: DecodeJob, tokens: TokenIds, send: Send, arrived_s: float) -> None:
+    async def _serve(
+        self,
+        job: DecodeJob,
+        tokens: TokenIds,
+        send: Send,
+        arrived_s: float,
+        on_failure: Callable[[PrfaasError], None],
+    ) -> None:
         prompt_tokens = len(tokens) - job.resumed_tokens
         answer = Answer(job, prompt_tokens=prompt_tokens, send=send, clock=self._clock)
         finish_reason = answer.resume(tokens.tail(job.resumed_tokens).to_list())
@@ -168,11 +196,21 @@ class DecodeService:
             return
         covered = tokens.head(len(tokens) - 1)
         hashes = block_hashes(covered, block_tokens=self._engine.spec.block_tokens, scope=job.scope)
-        sequence = self._engine.begin_import(covered, hashes)
+        sampling = job.sampling.model_copy(update={"output_tokens_max": answer.tokens_left})
+        context = JobContext(
+            request_id=job.request_id,
+            scope=job.scope,
+            last_token=tokens.tail(1).to_list()[0],
+            sampling=sampling,
+            on_failure=on_failure,
+        )
+        sequence = self._engine.begin_import(covered, hashes, context)
         try:
             fetched = await self._fetch(job, sequence, arrived_s)
             times = _Times(arrived_s, ready_s=self._clock() - arrived_s)
-            finish_reason = await self._decode(job, tokens, sequence, answer, times)
+            finish_reason = await self._decode(tokens, sampling, sequence, answer, times)
+            await sequence.settle()
+            fetched = self._with_engine(job, fetched, sequence.transfer)
             computed = sequence.prompt_tokens_computed
             await self._finish(answer, finish_reason, send, times, fetched, computed)
         finally:
@@ -200,16 +238,37 @@ class DecodeService:
         self._metrics.kv_received_bytes_total.labels(origin).inc(fetched.transfer.bytes)
         return fetched
 
+    def _with_engine(
+        self, job: DecodeJob, fetched: FetchResult, moved: EngineTransfer | None
+    ) -> FetchResult:
+        """What was fetched, and what the engine has fetched by itself."""
+        if moved is None:
+            return fetched
+        origin = job.location.datacenter
+        goodput_bps = moved.moved_bytes * _BITS / moved.moving_s if moved.moving_s else 0.0
+        self._links.add(origin, moved_bytes=moved.moved_bytes, goodput_bps=goodput_bps, rtt_s=0.0)
+        if (traffic := self._links.traffic(origin)) is not None:
+            traffic.moved(moved.moved_bytes, moved.moving_s, ended_s=self._clock())
+        self._metrics.kv_received_bytes_total.labels(origin).inc(moved.moved_bytes)
+        if moved.is_mismatch:
+            self._metrics.transfer_mismatches_total.labels(origin).inc()
+        report = fetched.transfer.model_copy(
+            update={
+                "bytes": fetched.transfer.bytes + moved.moved_bytes,
+                "evidence": moved.evidence,
+            }
+        )
+        return replace(fetched, transfer=report, goodput_bps=goodput_bps)
+
     async def _decode(
         self,
-        job: DecodeJob,
         tokens: TokenIds,
+        sampling: Sampling,
         sequence: KvImport,
         answer: Answer,
         times: _Times,
     ) -> FinishReason:
         """Put the engine's tokens out up to the last one."""
-        sampling = job.sampling.model_copy(update={"output_tokens_max": answer.tokens_left})
         async with aclosing(self._engine.decode(sequence, tokens, sampling)) as outputs:
             while (output := await self._next(outputs)) is not None:
                 if not times.first_token_s:

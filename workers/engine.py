@@ -11,13 +11,14 @@ An engine owns its compute thread: its methods may be called from the event loop
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from controlplane.domain.prefix import BlockHash, InventoryDelta
 from controlplane.domain.tokens import TokenIds
-from controlplane.wire import KvGroup, Load, Profile, Sampling
+from controlplane.errors import PrfaasError
+from controlplane.wire import KvGroup, Load, Profile, Sampling, TransferEvidence
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
@@ -51,6 +52,8 @@ class EngineSpec:
     decode_slots: int
     #: Attention first, state last: the order in which they leave.
     groups: tuple[KvGroup, ...]
+    #: Its prefix cache can be read and filled from outside.
+    can_move_prefixes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,38 @@ class KvPiece:
     token_end: int
     #: `bytes_per_token * (token_end - token_start)` or `fixed_bytes` bytes.
     data: bytes
+
+
+def _nobody(reason: PrfaasError) -> None:
+    del reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """What an engine in another process has to be told besides the tokens whose KV is wanted."""
+
+    request_id: str
+    #: Requests of different scopes share no KV.
+    scope: str
+    #: The prompt's last token, whose KV nobody wants.
+    last_token: int
+    #: Of a decode job.
+    sampling: Sampling | None = None
+    #: Told of a decode that failed before its tokens were asked for.
+    on_failure: Callable[[PrfaasError], None] = _nobody
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTransfer:
+    """KV that an engine has moved by itself, by its own count."""
+
+    moved_bytes: int
+    #: Seconds in which they moved.
+    moving_s: float
+    #: How sure the numbers are of this one request; see `workers/engines/remote/proof.py`.
+    evidence: TransferEvidence
+    #: The engine has computed what was to come from outside.
+    is_mismatch: bool
 
 
 class PrefillRun(Protocol):
@@ -108,6 +143,13 @@ class KvImport(Protocol):
         0 before the first output token, 1 after it when all other KV was imported. Stays readable
         after `close`.
         """
+
+    @property
+    def transfer(self) -> EngineTransfer | None:
+        """What the engine moved besides the pieces; None where the pieces are all of it."""
+
+    async def settle(self) -> None:
+        """Wait, a moment at most, until what is said of this sequence is what the engine counted."""
 
     def write(self, piece: KvPiece) -> None:
         """
@@ -165,16 +207,21 @@ class Engine(Protocol):
     def spec(self) -> EngineSpec:
         """What it is."""
 
-    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> PrefillRun:
+    def prefill(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> PrefillRun:
         """
         Queue the prefill of all of `tokens` (the caller has left out the last prompt token).
 
         Args:
             tokens: `n >= 0` tokens; for 0 the state is the initial one.
             hashes: Block hashes of exactly these tokens, keys of the prefix cache.
+            context: Of the job; engines in this process need none.
         """
 
-    def begin_import(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> KvImport:
+    def begin_import(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> KvImport:
         """Open a sequence whose KV for `tokens` (all but the last of the prompt) will be written."""
 
     def decode(
@@ -221,6 +268,9 @@ class Engine(Protocol):
 
     def counters(self) -> EngineCounters:
         """Totals since the start."""
+
+    def failure(self) -> str | None:
+        """Why it can take no work, by its own evidence; None while it is well."""
 
     def check_integrity(self) -> None:
         """

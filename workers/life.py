@@ -93,9 +93,10 @@ class Life:
             self.parts.prefill = self._prefill_service(segments)
         else:
             self.parts.decode = self._decode_service()
-        self.parts.exporter = PrefixExporter(
-            process.engine, segments, identity, locate=self._locate
-        )
+        if process.engine.spec.can_move_prefixes:
+            self.parts.exporter = PrefixExporter(
+                process.engine, segments, identity, locate=self._locate
+            )
         if process.is_stalled():
             engine_changed(self.parts, identity, is_stalled=True)
 
@@ -203,14 +204,16 @@ class Life:
 
     def _prefill_service(self, segments: SegmentStore) -> PrefillService:
         process, identity, fleet = self._process, self.identity, self._process.fleet
-        copier = PrefixCopier(
-            process.engine,
-            fleet.kv,
-            process.metrics,
-            self.parts.links,
-            datacenter=identity.datacenter,
-            copy_s_max=fleet.worker.prefix_copy_s,
-        )
+        copier = None
+        if process.engine.spec.can_move_prefixes:
+            copier = PrefixCopier(
+                process.engine,
+                fleet.kv,
+                process.metrics,
+                self.parts.links,
+                datacenter=identity.datacenter,
+                copy_s_max=fleet.worker.prefix_copy_s,
+            )
         return PrefillService(
             process.engine,
             segments,

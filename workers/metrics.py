@@ -28,6 +28,12 @@ class WorkerMetrics:
         self.kv_received_bytes_total = Counter(
             "prfaas_kv_received_bytes_total", "KV bytes received.", ["from_dc"], registry=registry
         )
+        self.transfer_mismatches_total = Counter(
+            "prfaas_transfer_mismatches_total",
+            "Requests whose prompt the engine computed although its KV should have come from outside.",
+            ["from_dc"],
+            registry=registry,
+        )
         self.prefix_copies_total = Counter(
             "prfaas_prefix_copies_total",
             "Copies of other workers' cached prefixes, by outcome.",
@@ -66,6 +72,16 @@ class WorkerMetrics:
         self.kv_bytes = Gauge(
             "prfaas_kv_bytes",
             "Bytes of KV in the engine, its prefix cache included.",
+            registry=registry,
+        )
+        self.kv_use = Gauge(
+            "prfaas_kv_use_ratio",
+            "Part of the engine's room for KV in use; 0 where it does not tell.",
+            registry=registry,
+        )
+        self.preemptions = Gauge(
+            "prfaas_preemptions",
+            "Requests that lost their KV to others since the engine started.",
             registry=registry,
         )
         self.kv_sent_bytes = Gauge(

@@ -20,7 +20,7 @@ from controlplane.errors import (
 )
 from controlplane.observe.logs import get_logger
 from controlplane.wire import KvLocation, KvManifest, PrefillJob, PrefillReport
-from workers.engine import Engine
+from workers.engine import Engine, JobContext
 from workers.identity import Identity
 from workers.kv.segment import Segment
 from workers.kv.segments import SegmentStore
@@ -116,7 +116,7 @@ class PrefillService:
         )
         segment = self._segments.open(manifest)
         task = asyncio.get_running_loop().create_task(
-            self._fill(job, segment, covered), name=f"prefill {job.request_id}"
+            self._fill(job, segment, tokens), name=f"prefill {job.request_id}"
         )
         self._jobs[job.request_id] = task
         self._segment_of[job.request_id] = segment
@@ -203,7 +203,12 @@ class PrefillService:
         """The writer lets go, also of a job that was cancelled before its first step."""
         self._jobs.pop(job_id, None)
         error = None if task.cancelled() else task.exception()
-        if error is not None:
+        if isinstance(error, PrfaasError):
+            _log.warning(
+                "prefill.failed", request_id=job_id, cause=error.code, reason=error.message
+            )
+            segment.fail(error.code, error.message)
+        elif error is not None:
             # Whatever the engine raised ends this job alone, and its text stays here.
             cause = type(error).__name__
             _log.error("prefill.failed", request_id=job_id, cause=cause, exc_info=error)
@@ -223,11 +228,15 @@ class PrefillService:
             segment.complete(report)
             self._metrics.prefill_seconds.observe(report.compute_s)
 
-    async def _compute(self, job: PrefillJob, segment: Segment, tokens: TokenIds) -> PrefillReport:
+    async def _compute(self, job: PrefillJob, segment: Segment, prompt: TokenIds) -> PrefillReport:
+        tokens = prompt.head(len(prompt) - 1)
+        context = JobContext(
+            request_id=job.request_id, scope=job.scope, last_token=prompt.tail(1).to_list()[0]
+        )
         hashes = block_hashes(tokens, block_tokens=self._engine.spec.block_tokens, scope=job.scope)
         copy = await self._copy(job, tokens, hashes)
         try:
-            run = self._engine.prefill(tokens, hashes)
+            run = self._engine.prefill(tokens, hashes, context)
             async with aclosing(run.pieces()) as pieces:
                 async for piece in pieces:
                     # It holds the cache by itself now.

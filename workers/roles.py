@@ -193,7 +193,11 @@ class RoleKeeper:
         return Life(
             self._process,
             identity,
-            Abilities(roles=self._roles, can_export_prefix=True, lend_share=self._shared),
+            Abilities(
+                roles=self._roles,
+                can_export_prefix=self._process.engine.spec.can_move_prefixes,
+                lend_share=self._shared,
+            ),
             links=self._links,
             kv_port=self._process.address.kv_port,
         )

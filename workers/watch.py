@@ -14,7 +14,7 @@ _LOOKS: Final = 10
 
 class EngineWatch:
     """
-    Says that an engine hangs when jobs wait for it and its counters stand still.
+    Says that an engine hangs: jobs wait for it and its counters stand still, or it says so itself.
 
     Looks are counted instead of seconds, so that a process that was stopped and goes on does not
     take its own pause for one of the engine. A stuck engine counts as that until it has finished
@@ -69,7 +69,7 @@ class EngineWatch:
             self._looks += 1
         elif not self._is_stalled:
             self._looks = 0
-        is_stalled = self._looks >= _LOOKS
+        is_stalled = self._looks >= _LOOKS or self._engine.failure() is not None
         if is_stalled != self._is_stalled:
             self._is_stalled = is_stalled
             self._on_change(is_stalled)

@@ -131,10 +131,15 @@ class Supervisor:
             ports = ["--port", str(one.port), "--admin-port", str(one.admin_port)]
             commands.append((name, ["router", *ports, "--name", name]))
         for site in self._fleet.datacenters:
-            for role, count in (("prefill", site.prefill_workers), ("decode", site.decode_workers)):
+            for role, count, servers in (
+                ("prefill", site.prefill_workers, site.prefill_servers),
+                ("decode", site.decode_workers, site.decode_servers),
+            ):
                 for number in range(count):
                     name = f"{role}-{number}"
                     arguments = ["--datacenter", site.name, "--role", role, "--name", name]
+                    if servers:
+                        arguments += ["--engine-url", servers[number]]
                     commands.append((f"{site.name}/{name}", ["worker", *arguments]))
         return commands
 

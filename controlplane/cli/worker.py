@@ -20,6 +20,7 @@ from controlplane.cli.process import (
 )
 from controlplane.config import FleetConfig
 from controlplane.store.redis_store import RedisStore
+from workers.address import EngineAddress
 
 _PORT_MAX = 65_535
 
@@ -50,6 +51,16 @@ class HostPort(click.ParamType[str]):
 @click.option(
     "--advertise-kv", type=HostPort(), help="Where decode workers fetch KV, if not there."
 )
+@click.option("--engine", help="Of the fleet file; given here, it must be the same.")
+@click.option(
+    "--engine-url", help="Engine server that this agent speaks for; base URL without /v1."
+)
+@click.option(
+    "--engine-kv-host",
+    default="",
+    help="Where other datacenters reach that server's KV, if not there.",
+)
+@click.option("--engine-kv-port", type=click.IntRange(0, 65535), default=0, help="And the port.")
 def worker(
     *,
     fleet_path: Path | None,
@@ -62,14 +73,19 @@ def worker(
     kv_port: int,
     advertise: str | None,
     advertise_kv: str | None,
+    engine: str | None,
+    engine_url: str | None,
+    engine_kv_host: str,
+    engine_kv_port: int,
 ) -> None:
-    """Run one worker of a fleet. Needs REDIS_URL."""
+    """Run one worker of a fleet, or the agent of an engine server. Needs REDIS_URL."""
     environment = read_environment()
     fleet = read_fleet(fleet_path, is_supervised=supervised)
     site = fleet.datacenter(datacenter)
     if site is None:
         known = ", ".join(one.name for one in fleet.datacenters)
         fail(f"--datacenter {datacenter!r} is not in the fleet; it has: {known}", EXIT_CONFIG)
+    _check_engine(fleet, engine, engine_url)
     url = need_redis(environment)
     run_process(
         environment,
@@ -85,8 +101,30 @@ def worker(
             kv_port=kv_port,
             advertised=advertise,
             advertised_kv=advertise_kv,
+            engine=None
+            if engine_url is None
+            else EngineAddress(
+                url=engine_url,
+                api_key=environment.engine_api_key,
+                kv_host=engine_kv_host,
+                kv_port=engine_kv_port,
+            ),
         ),
     )
+
+
+def _check_engine(fleet: FleetConfig, engine: str | None, engine_url: str | None) -> None:
+    if engine is not None and engine != fleet.model.engine:
+        fail(
+            f"--engine {engine!r}, but the fleet's model.engine is {fleet.model.engine!r}: all workers "
+            "of a fleet have one engine",
+            EXIT_CONFIG,
+        )
+    if engine_url is not None and not engine_url.startswith(("http://", "https://")):
+        fail(f"--engine-url {engine_url!r} is no http:// or https:// URL", EXIT_CONFIG)
+    if (engine_url is None) == (fleet.model.engine == "vllm"):
+        advice = "needs --engine-url" if engine_url is None else "takes no --engine-url"
+        fail(f"model.engine = {fleet.model.engine!r} {advice}", EXIT_CONFIG)
 
 
 async def _serve(
@@ -102,6 +140,7 @@ async def _serve(
     kv_port: int,
     advertised: str | None,
     advertised_kv: str | None,
+    engine: EngineAddress | None,
 ) -> None:
     # Imported here: only a worker pays for NumPy and a model.
     from workers.app import WorkerAddress, run_worker  # noqa: PLC0415
@@ -115,6 +154,7 @@ async def _serve(
         kv_port=kv_port,
         advertised=advertised,
         advertised_kv=advertised_kv,
+        engine=engine,
     )
     try:
         async with run_worker(fleet, store, identity, address):

@@ -70,6 +70,7 @@ _BY_ENGINE: Final[dict[str, type[Tokenizer]]] = {
     "reference": ByteTokenizer,
     # Of drawn weights, whose vocabulary is as small.
     "transformers": ByteTokenizer,
+    "vllm": ByteTokenizer,
 }
 
 

@@ -13,7 +13,14 @@ from controlplane.domain.byte_tokenizer import END_OF_TURN, VOCABULARY_SIZE
 from controlplane.domain.prefix import BlockHash, InventoryDelta, InventoryEntry
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import KvGroup, Load, Profile, Sampling
-from workers.engine import EngineCounters, EngineSpec, KvImport, KvPiece, TokenOut
+from workers.engine import (
+    EngineCounters,
+    EngineSpec,
+    JobContext,
+    KvImport,
+    KvPiece,
+    TokenOut,
+)
 
 #: A state snapshot is kept at every so many blocks, and at the last one.
 _SNAPSHOT_BLOCKS = 4
@@ -131,6 +138,13 @@ class _Sequence:
     def held_tokens(self) -> int:
         return len(self.held) * BLOCK
 
+    @property
+    def transfer(self) -> None:
+        return None
+
+    async def settle(self) -> None:
+        return
+
     def write(self, piece: KvPiece) -> None:
         if piece.group == "state":
             if self.state is not None or piece.token_start != self.token_count:
@@ -195,7 +209,10 @@ class OracleEngine:
 
     # --- Prefill ------------------------------------------------------------------------------
 
-    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> _Run:
+    def prefill(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> _Run:
+        del context
         return _Run(self, tokens.to_list(), hashes)
 
     async def compute(self, run: _Run) -> AsyncIterator[KvPiece]:
@@ -256,7 +273,10 @@ class OracleEngine:
 
     # --- Decode -------------------------------------------------------------------------------
 
-    def begin_import(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> _Sequence:
+    def begin_import(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> _Sequence:
+        del context
         held = self.cache.attention(hashes)
         sequence = _Sequence(self, len(tokens), tokens.to_list(), hashes, held)
         self.open[sequence] = None
@@ -333,6 +353,9 @@ class OracleEngine:
             output_tokens_total=self._put_out,
             units_total=self._units,
         )
+
+    def failure(self) -> None:
+        return None
 
     def check_integrity(self) -> None:
         assert not self.open, f"{len(self.open)} prefills or sequences are open"

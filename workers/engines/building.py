@@ -4,7 +4,35 @@ from __future__ import annotations
 
 from controlplane.config import ModelConfig
 from controlplane.errors import ConfigError
+from controlplane.wire import Role
+from workers.address import EngineAddress
 from workers.engine import Engine
+
+
+async def open_engine(
+    model: ModelConfig, role: Role, address: EngineAddress | None, *, vocabulary_size: int
+) -> Engine:
+    """
+    An engine that runs in a server of its own, found and tried.
+
+    Args:
+        model: What the fleet serves.
+        role: Of the worker.
+        address: Of the server.
+        vocabulary_size: Of the fleet's tokenizer.
+
+    Raises:
+        ConfigError: No server is named, or it is not what the fleet needs.
+        PrfaasError: It does not answer.
+    """
+    if address is None:
+        raise ConfigError(
+            f"engine = {model.engine!r} runs in a server of its own: name it with --engine-url "
+            "http://HOST:PORT"
+        )
+    from workers.engines.vllm import open_vllm  # noqa: PLC0415
+
+    return await open_vllm(model, role, address, vocabulary_size=vocabulary_size)
 
 
 def build_engine(model: ModelConfig) -> Engine:

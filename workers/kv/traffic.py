@@ -50,6 +50,19 @@ class LinkTraffic:
     def __repr__(self) -> str:
         return f"<LinkTraffic {self.arrived_bytes_total} bytes in {self.busy_s_total:.3f} s>"
 
+    def moved(self, payload_bytes: int, moving_s: float, *, ended_s: float) -> None:
+        """
+        Count what an engine has moved by itself.
+
+        Args:
+            payload_bytes: Bytes, >= 0.
+            moving_s: Seconds in which they moved, by its own count.
+            ended_s: When that was heard of, on the clock of all calls.
+        """
+        self.was_busy(ended_s - moving_s, ended_s)
+        self.moved_bytes_total = (self.moved_bytes_total or 0) + payload_bytes
+        self.arrived_bytes_total += payload_bytes
+
     def was_busy(self, start_s: float, end_s: float) -> None:
         """Count a span of time, but for what of it is counted already."""
         if end_s <= start_s:

@@ -308,7 +308,7 @@ def location_for(tokens: int = 39, **overrides: Any) -> KvLocation:
                     groups=(KvGroup(name="attention", bytes_per_token=4, fixed_bytes=0),)
                 )
             },
-            "another fingerprint",
+            "another layout",
         ),
         ({"scope": "other"}, "another scope"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 from controlplane.domain.prefix import BlockHash, InventoryDelta
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Load, Profile, Sampling
-from workers.engine import EngineCounters, EngineSpec, KvImport, KvPiece, TokenOut
+from workers.engine import EngineCounters, EngineSpec, JobContext, KvImport, KvPiece, TokenOut
 from workers.engines.local.cache import PrefixCache
 from workers.engines.local.meter import Meter
 from workers.engines.local.model import Ints, LocalModel, Sizes
@@ -50,7 +50,9 @@ class LocalEngine:
         """What it is."""
         return self._spec
 
-    def prefill(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> LocalPrefill:
+    def prefill(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> LocalPrefill:
         """
         Queue the prefill of all of `tokens`; see the contract.
 
@@ -58,6 +60,7 @@ class LocalEngine:
             ValueError: Unknown tokens, more than the context, or hashes of other tokens.
             RuntimeError: The engine is closed.
         """
+        del context
         ids = self._check(tokens, hashes)
         job = LocalPrefill(
             self._model, self._cache, self._meter, ids, hashes, self._scheduler.drop_prefill
@@ -65,7 +68,9 @@ class LocalEngine:
         self._scheduler.add_prefill(job)
         return job
 
-    def begin_import(self, tokens: TokenIds, hashes: Sequence[BlockHash]) -> ImportedSequence:
+    def begin_import(
+        self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
+    ) -> ImportedSequence:
         """
         Open a sequence whose KV for `tokens` will be written; see the contract.
 
@@ -73,6 +78,7 @@ class LocalEngine:
             ValueError: Unknown tokens, more than the context, or hashes of other tokens.
             RuntimeError: The engine is closed.
         """
+        del context
         self._check(tokens, hashes)
         sequence = ImportedSequence(
             self._sizes, self._model.end_tokens, self._cache, tokens, hashes, self._forget_sequence
@@ -154,6 +160,10 @@ class LocalEngine:
     def counters(self) -> EngineCounters:
         """Totals since the start."""
         return self._meter.counters()
+
+    def failure(self) -> str | None:
+        """Nothing that its counters do not show."""
+        return None
 
     def check_integrity(self) -> None:
         """

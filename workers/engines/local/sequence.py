@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from controlplane.domain.prefix import BlockHash
 from controlplane.domain.tokens import TokenIds
 from controlplane.wire import Sampling
-from workers.engine import KvPiece, TokenOut
+from workers.engine import EngineTransfer, KvPiece, TokenOut
 from workers.engines.local.cache import Lease, PrefixCache
 from workers.engines.local.model import Sizes
 from workers.engines.local.row import Row
@@ -54,6 +54,14 @@ class ImportedSequence:
     def held_tokens(self) -> int:
         """Leading tokens whose attention KV is already here: a multiple of the block size."""
         return self._held_tokens
+
+    @property
+    def transfer(self) -> EngineTransfer | None:
+        """Nothing moves but the pieces."""
+        return None
+
+    async def settle(self) -> None:
+        """Its counts are its own."""
 
     @property
     def prompt_tokens_computed(self) -> int:

@@ -1,0 +1,33 @@
+"""Settings of engines that run in servers of their own; a part of `controlplane/config_model.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from controlplane.config_health import PositiveSeconds, Section
+
+
+class EngineServerConfig(Section):
+    """Engine servers, such as vLLM's: what an agent beside each of them has to know."""
+
+    #: What moves KV between the servers. NIXL: decode pulls once the prefill has ended.
+    connector: Literal["nixl"] = "nixl"
+    #: Of the weights, as the operator names it: servers tell no more than a name. Two that differ
+    #: never form a pair.
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+    #: A server that loads its weights is waited for so long before its agent gives up.
+    start_timeout_s: PositiveSeconds = 600.0
+    #: Its metrics are read so often.
+    poll_interval_s: PositiveSeconds = 0.5
+    #: Without any answer for so long it gets no new requests, and those it has go elsewhere.
+    silent_s: PositiveSeconds = 3.0
+    #: Until the first token of a decode the KV moves at no less than this on average ...
+    transfer_mbit_per_s_min: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 20.0
+    #: ... after so long for everything else. A NIXL reader alone waits for ever on a stopped peer.
+    transfer_stall_s: PositiveSeconds = 5.0
+    #: Attention KV of a token, bytes, and of each sequence besides: see docs/engines.md. What links
+    #: are planned with until transfers have been counted.
+    kv_bytes_per_token: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+    kv_state_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 0

@@ -1,0 +1,169 @@
+"""What an engine server is, found out from the server itself before anything is registered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from controlplane.errors import ConfigError, WorkerRefused
+from workers.engines.remote.http import EngineHttp
+from workers.engines.remote.snapshot import Snapshot, vllm_snapshot
+from workers.fingerprint import fingerprint_of
+
+_ANSWER_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What KV depends on, and what bounds requests."""
+
+    engine: str
+    version: str
+    connector: str
+    model: str
+    revision: str
+    cache_dtype: str
+    block_tokens: int
+    #: Prompt and output together.
+    context_tokens_max: int
+    #: Tokens of KV that the server has room for; 0 where it does not say.
+    cache_tokens: int
+
+    @property
+    def fingerprint(self) -> str:
+        """
+        Of all that KV depends on.
+
+        The version is in it because connectors refuse peers of another one when they shake hands,
+        and then only.
+        """
+        fields = {
+            self.engine: self.version,
+            "connector": self.connector,
+            "revision": self.revision or "none",
+            "kv": self.cache_dtype,
+            "block": str(self.block_tokens),
+            "model": self.model,
+        }
+        return fingerprint_of(fields)
+
+
+async def find_vllm(
+    http: EngineHttp, *, model: str, context_tokens_max: int, revision: str, connector: str
+) -> tuple[EngineFacts, Snapshot]:
+    """
+    Ask a vLLM server what it is.
+
+    Args:
+        http: To the server.
+        model: That the fleet serves, by the name that the server has for it.
+        context_tokens_max: That the fleet promises.
+        revision: Of the weights, as the operator names it.
+        connector: That the operator says it runs with.
+
+    Raises:
+        ConfigError: It is not vLLM, needs a key, serves another model or too short a context, or
+            runs without the connector; says which and what to do.
+        PrfaasError: It does not answer yet.
+    """
+    where = f"the engine at {http.url}"
+    version = await _json(http, "/version", where)
+    found = version.get("version")
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"{where} is not vLLM: GET /version says no version. Give --engine-url the base URL of "
+            "a vLLM server, without /v1"
+        )
+    served = await _json(http, "/v1/models", where)
+    length = _context_of(served, model, where)
+    if length < context_tokens_max:
+        raise ConfigError(
+            f"{where} takes {length} tokens (max_model_len), the fleet promises "
+            f"model.context_tokens_max = {context_tokens_max}: lower that, or start the server with "
+            f"--max-model-len {context_tokens_max}"
+        )
+    snapshot = vllm_snapshot(await _text(http, "/metrics", where))
+    block = snapshot.cache.get("block_size", "")
+    if not block.isdecimal():
+        raise ConfigError(
+            f"{where} says no vllm:cache_config_info in /metrics, so its block size is unknown: "
+            "start it without --disable-log-stats, in version 0.11 or newer"
+        )
+    if connector == "nixl" and not snapshot.has_nixl:
+        raise ConfigError(
+            f"{where} runs without the NixlConnector (no vllm:nixl_ metrics): start it with "
+            '--kv-transfer-config \'{"kv_connector":"NixlConnector","kv_role":...}\', version 0.11 or newer'
+        )
+    blocks = snapshot.cache.get("num_gpu_blocks", "")
+    tokens = int(block)
+    facts = EngineFacts(
+        engine="vllm",
+        version=found,
+        connector=connector,
+        model=model,
+        revision=revision,
+        cache_dtype=snapshot.cache.get("cache_dtype", "unknown"),
+        block_tokens=tokens,
+        context_tokens_max=context_tokens_max,
+        cache_tokens=tokens * int(blocks) if blocks.isdecimal() else 0,
+    )
+    return facts, snapshot
+
+
+async def check_tokenizer(http: EngineHttp, *, model: str, text: str, ours: list[int]) -> None:
+    """
+    Compare the server's tokenizer with the fleet's on a text.
+
+    Raises:
+        ConfigError: They make different tokens.
+    """
+    try:
+        answer = await http.post("/tokenize", {"model": model, "prompt": text}, {})
+    except WorkerRefused:
+        return  # a server may have the route switched off
+    if (theirs := answer.get("tokens")) != ours:
+        raise ConfigError(
+            f"the engine at {http.url} makes other tokens than model.tokenizer: {theirs} and {ours} "
+            f"for {text!r}. Point model.tokenizer at the tokenizer files of the served model"
+        )
+
+
+def _context_of(served: Mapping[str, Any], model: str, where: str) -> int:
+    entries = [one for one in served.get("data", ()) if isinstance(one, dict)]
+    for entry in entries:
+        if entry.get("id") == model and isinstance(entry.get("max_model_len"), int):
+            return int(entry["max_model_len"])
+    names = ", ".join(sorted(str(entry.get("id")) for entry in entries)) or "nothing"
+    raise ConfigError(
+        f"{where} serves {names}, the fleet's model.name is {model}: rename one of them "
+        "(vLLM has --served-model-name)"
+    )
+
+
+async def _json(http: EngineHttp, path: str, where: str) -> dict[str, Any]:
+    text = await _text(http, path, where)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{where} answers GET {path} with something else than vLLM does: give --engine-url the "
+            "base URL of a vLLM server, without /v1"
+        )
+    return found
+
+
+async def _text(http: EngineHttp, path: str, where: str) -> str:
+    try:
+        return await http.get(path, timeout_s=_ANSWER_S)
+    except WorkerRefused as error:
+        is_key = " 401 " in error.message or " 403 " in error.message
+        advice = (
+            "set PRFAAS_ENGINE_API_KEY to the key that it was started with"
+            if is_key
+            else "give --engine-url the base URL of a vLLM server, without /v1"
+        )
+        raise ConfigError(f"{where}: {error.message}; {advice}") from error
