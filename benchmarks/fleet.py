@@ -10,7 +10,7 @@ from benchmarks.cells import Size, bodies
 from controlplane.config import DatacenterConfig, FleetConfig, LinkConfig, ModelConfig, RouterConfig
 from controlplane.domain.prefix import scope_of
 from controlplane.edge.requests import ModelFacts, parse_request
-from controlplane.edge.tokenizers import tokenizer_for
+from controlplane.tokenizing import tokenizer_for
 from controlplane.wire import Inventory, Profile, WorkerBeat
 
 FINGERPRINT: Final = "bench"
@@ -70,7 +70,7 @@ def facts_of(size: Size, fleet: FleetConfig) -> dict[str, ModelFacts]:
     )
     facts = ModelFacts(
         name=model.name,
-        tokenizer=tokenizer_for(model.engine),
+        tokenizer=tokenizer_for(model),
         block_tokens=size.block_tokens,
         context_tokens_max=model.context_tokens_max,
         scope=scope,

@@ -29,6 +29,8 @@ class ModelConfig(Section):
 
     engine: Literal["reference", "transformers", "vllm"] = "reference"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,96}$")] = "prfaas-reference"
+    #: Directory with the model's tokenizer files; without one, text is bytes.
+    tokenizer: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     #: Of drawn weights.
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     #: Of the reference model.
@@ -46,6 +48,13 @@ class ModelConfig(Section):
     def _settings_fit_the_engine(self) -> Self:
         if self.engine == "reference" and self.transformers != TransformersConfig():
             raise ValueError('[model.transformers] is for engine = "transformers"')
+        if self.engine == "vllm" and self.tokenizer is None:
+            raise ValueError(
+                'engine = "vllm" needs tokenizer = "DIR", the directory with the tokenizer files of '
+                "the served model"
+            )
+        if self.engine == "reference" and self.tokenizer is not None:
+            raise ValueError("the reference model reads bytes: leave tokenizer out")
         if self.engine != "vllm" and self.server != EngineServerConfig():
             raise ValueError('[model.server] is for engine = "vllm"')
         return self

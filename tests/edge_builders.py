@@ -17,7 +17,7 @@ from controlplane.edge.listener import Listener, listen_to_clients
 from controlplane.edge.requests import ModelFacts
 from controlplane.edge.residency import Residency
 from controlplane.edge.server import EdgeServer, Readiness
-from controlplane.edge.tokenizers import tokenizer_for
+from controlplane.tokenizing import ByteTokenizer
 
 #: A prompt that is long enough to be offloaded.
 LONG = "x" * 101
@@ -77,7 +77,7 @@ async def an_edge(*, context_tokens_max: int = 4096, **limits: Any) -> AsyncIter
         executor = stack.enter_context(ThreadPoolExecutor(1))
         facts = ModelFacts(
             name="m",
-            tokenizer=tokenizer_for("reference"),
+            tokenizer=ByteTokenizer(),
             block_tokens=16,
             context_tokens_max=context_tokens_max,
             scope=SCOPE,

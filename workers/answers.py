@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from controlplane.tokenizing import Detokenizer
 from controlplane.wire import DecodeJob, FrameKind, pack_output
 from workers.kv.timing import Clock
 from workers.output import AnswerWriter, FinishReason
@@ -37,18 +38,27 @@ class Answer:
     the end makes certain comes with the end. So whoever knows the tokens can go on with the bytes.
     """
 
-    def __init__(self, job: DecodeJob, *, prompt_tokens: int, send: Send, clock: Clock) -> None:
+    def __init__(
+        self,
+        job: DecodeJob,
+        *,
+        prompt_tokens: int,
+        send: Send,
+        clock: Clock,
+        detokenizer: Detokenizer,
+    ) -> None:
         """
         Args:
             job: What is asked for.
             prompt_tokens: Of the prompt alone, without resumed output.
             send: Takes the frames.
             clock: Monotonic seconds.
+            detokenizer: New, of the model.
         """
         self._prompt_tokens = prompt_tokens
         self._output_tokens_max = job.sampling.output_tokens_max
         self._wants_tokens = job.wants_tokens
-        self._text = TextStream(job.sampling.stop)
+        self._text = TextStream(job.sampling.stop, detokenizer)
         self._writer = AnswerWriter(job.output, prompt_tokens=prompt_tokens)
         self._send = send
         self._clock = clock

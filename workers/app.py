@@ -10,10 +10,10 @@ from functools import partial
 from typing import Final
 
 from controlplane.config import FleetConfig
-from controlplane.domain.byte_tokenizer import VOCABULARY_SIZE
 from controlplane.observe.logs import get_logger
 from controlplane.serving import listen
 from controlplane.store.api import StateStore
+from controlplane.tokenizing import Tokenizer, tokenizer_for
 from controlplane.wire import LinkProbe, LinkProbeReply, Role
 from workers.address import WorkerAddress
 from workers.engine import Engine
@@ -56,13 +56,15 @@ async def run_worker(
     Raises:
         ConfigError: An address cannot be listened on.
     """
-    engine = await _engine(fleet, identity, address)
+    tokenizer = await asyncio.to_thread(tokenizer_for, fleet.model)
+    engine = await _engine(fleet, identity, address, tokenizer)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_close, engine)
         process = Process(
             fleet=fleet,
             store=store,
             engine=engine,
+            tokenizer=tokenizer,
             address=address,
             metrics=WorkerMetrics(),
             pacers=_pacers(fleet, store, identity),
@@ -99,12 +101,12 @@ async def run_worker(
         _log.info("worker.stopped", worker=identity.worker_id)
 
 
-async def _engine(fleet: FleetConfig, identity: Identity, address: WorkerAddress) -> Engine:
+async def _engine(
+    fleet: FleetConfig, identity: Identity, address: WorkerAddress, tokenizer: Tokenizer
+) -> Engine:
     if fleet.model.engine != "vllm":
         return await _build_engine(fleet)
-    return await open_engine(
-        fleet.model, identity.role, address.engine, vocabulary_size=VOCABULARY_SIZE
-    )
+    return await open_engine(fleet.model, identity.role, address.engine, tokenizer)
 
 
 async def _build_engine(fleet: FleetConfig) -> Engine:

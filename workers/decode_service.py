@@ -20,6 +20,7 @@ from controlplane.errors import (
     WorkerLost,
     WorkerRefused,
 )
+from controlplane.tokenizing import ByteTokenizer, Tokenizer
 from controlplane.wire import (
     DecodeJob,
     DecodeReport,
@@ -61,6 +62,7 @@ class DecodeService:
         *,
         requests_max: int,
         links: LinkMeters,
+        tokenizer: Tokenizer | None = None,
         fetch: Fetch = fetch_segment,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -70,6 +72,7 @@ class DecodeService:
         self._metrics = metrics
         self._requests_max = requests_max
         self._links = links
+        self._tokenizer = tokenizer or ByteTokenizer()
         self._fetch_segment = fetch
         self._clock = clock
         #: Jobs by their deadline, and why they are ended before it, if they are.
@@ -188,7 +191,13 @@ class DecodeService:
         on_failure: Callable[[PrfaasError], None],
     ) -> None:
         prompt_tokens = len(tokens) - job.resumed_tokens
-        answer = Answer(job, prompt_tokens=prompt_tokens, send=send, clock=self._clock)
+        answer = Answer(
+            job,
+            prompt_tokens=prompt_tokens,
+            send=send,
+            clock=self._clock,
+            detokenizer=self._tokenizer.detokenizer(),
+        )
         finish_reason = answer.resume(tokens.tail(job.resumed_tokens).to_list())
         if finish_reason is not None:
             # All was said but the end: the worker before died between its last token and that.

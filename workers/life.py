@@ -11,6 +11,7 @@ from controlplane.config import FleetConfig
 from controlplane.errors import ConfigError
 from controlplane.observe.logs import get_logger
 from controlplane.store.api import StateStore
+from controlplane.tokenizing import Tokenizer
 from controlplane.wire import KvAddress, KvLocation, Role, WorkerBeat
 from workers.address import WorkerAddress
 from workers.agent import Abilities, Agent
@@ -43,6 +44,7 @@ class Process:
     fleet: FleetConfig
     store: StateStore
     engine: Engine
+    tokenizer: Tokenizer
     address: WorkerAddress
     metrics: WorkerMetrics
     #: Sender sides of the links that begin here: one budget for all lives.
@@ -234,6 +236,7 @@ class Life:
             process.metrics,
             requests_max=requests_max(fleet, self.identity),
             links=self.parts.links,
+            tokenizer=process.tokenizer,
         )
 
     def _kv_reached(self) -> tuple[str, int]:

@@ -1,11 +1,10 @@
-"""From tokens to text: incremental UTF-8 and stop strings, one character never sent twice."""
+"""From tokens to text that may be sent: stop strings, one character never sent twice."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
-from controlplane.domain.byte_tokenizer import decode_bytes
+from controlplane.tokenizing import Detokenizer
 
 
 class TextStream:
@@ -16,8 +15,8 @@ class TextStream:
     both are bounded by their own length.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def __init__(self, stop: Sequence[str], detokenizer: Detokenizer) -> None:
+        self._detokenizer = detokenizer
         self._stop = tuple(stop)
         self._held = ""
         #: A stop string has come; nothing more will be sent.
@@ -25,11 +24,11 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Text that this token makes certain; may be empty."""
-        return self._take(self._decoder.decode(decode_bytes((token,))))
+        return self._take(self._detokenizer.push(token))
 
     def finish(self) -> str:
         """The held text, when the output ends without a stop string."""
-        text = self._take(self._decoder.decode(b"", final=True))
+        text = self._take(self._detokenizer.finish())
         if not self.is_stopped:
             text, self._held = text + self._held, ""
         return text

@@ -17,8 +17,8 @@ from controlplane.edge.openai_schema import (
     ChatCompletionRequest,
     CompletionRequest,
 )
-from controlplane.edge.tokenizers import Tokenizer
 from controlplane.errors import ContextTooLong, MalformedRequest, UnknownModel
+from controlplane.tokenizing import TemplateRefused, Tokenizer
 from controlplane.wire import Sampling
 
 RequestKind: TypeAlias = Literal["chat", "completion"]
@@ -136,6 +136,8 @@ def _chat_tokens(request: ChatCompletionRequest, facts: ModelFacts) -> TokenIds:
         tokens = facts.tokenizer.encode_chat(messages)
     except UnicodeEncodeError as error:
         raise _surrogate(messages) from error
+    except TemplateRefused as error:
+        raise MalformedRequest(f"messages: {error}", param="messages") from error
     _check_prompt(len(tokens), "messages", facts)
     return tokens
 

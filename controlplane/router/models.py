@@ -9,8 +9,8 @@ from typing import Final
 from controlplane.config import FleetConfig
 from controlplane.domain.prefix import scope_of
 from controlplane.edge.requests import ModelFacts
-from controlplane.edge.tokenizers import tokenizer_for
 from controlplane.router.view import ViewTracker
+from controlplane.tokenizing import tokenizer_for
 from controlplane.wire import WorkerBeat
 
 #: Tokens of a block before any worker has said how many; nothing is cached then.
@@ -47,7 +47,7 @@ class ModelBook:
     def __init__(self, fleet: FleetConfig, tracker: ViewTracker) -> None:
         self._fleet = fleet
         self._tracker = tracker
-        self._tokenizer = tokenizer_for(fleet.model.engine)
+        self._tokenizer = tokenizer_for(fleet.model)
         self._generation = -1
         self._fingerprint = ""
         self._block_tokens = _BLOCK_TOKENS

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from controlplane.config import ModelConfig
 from controlplane.errors import ConfigError
+from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role
 from workers.address import EngineAddress
 from workers.engine import Engine
 
 
 async def open_engine(
-    model: ModelConfig, role: Role, address: EngineAddress | None, *, vocabulary_size: int
+    model: ModelConfig, role: Role, address: EngineAddress | None, tokenizer: Tokenizer
 ) -> Engine:
     """
     An engine that runs in a server of its own, found and tried.
@@ -19,7 +20,7 @@ async def open_engine(
         model: What the fleet serves.
         role: Of the worker.
         address: Of the server.
-        vocabulary_size: Of the fleet's tokenizer.
+        tokenizer: Of the fleet.
 
     Raises:
         ConfigError: No server is named, or it is not what the fleet needs.
@@ -32,7 +33,7 @@ async def open_engine(
         )
     from workers.engines.vllm import open_vllm  # noqa: PLC0415
 
-    return await open_vllm(model, role, address, vocabulary_size=vocabulary_size)
+    return await open_vllm(model, role, address, tokenizer)
 
 
 def build_engine(model: ModelConfig) -> Engine:

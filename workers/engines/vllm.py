@@ -10,11 +10,12 @@ from typing import Final
 from controlplane.config_model import ModelConfig
 from controlplane.errors import ConfigError, PrfaasError, WorkerLost
 from controlplane.observe.logs import get_logger
+from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
 from workers.engine import EngineSpec
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
-from workers.engines.remote.facts import EngineFacts, find_vllm
+from workers.engines.remote.facts import EngineFacts, check_tokenizer, find_vllm
 from workers.engines.remote.handle import handle_group
 from workers.engines.remote.http import EngineHttp
 from workers.engines.remote.legs import Handoff, KvSide, NixlHandoff, Prompt, plain_leg
@@ -28,6 +29,8 @@ _LOOK_S: Final = 2.0
 #: The trial: a prompt of so many drawn tokens, twice as many, and so many tokens of output.
 _TRIAL_TOKENS: Final = 256
 _TRIAL_OUTPUT: Final = 8
+#: Words, digits, blanks, an accent, another script: where tokenizers differ.
+_TRIAL_TEXT: Final = "Prefill here,  decode there: 1234 tokens\n\tnaïve 東京 <|x|>"
 #: Longest for all of it; the first request may compile.
 _TRIAL_S: Final = 300.0
 #: Ids below are in any vocabulary, and no special tokens of the common ones.
@@ -35,7 +38,7 @@ _TRIAL_IDS: Final = range(300, 2000)
 
 
 async def open_vllm(
-    model: ModelConfig, role: Role, address: EngineAddress, *, vocabulary_size: int
+    model: ModelConfig, role: Role, address: EngineAddress, tokenizer: Tokenizer
 ) -> RemoteEngine:
     """
     Wait for a vLLM server, find out what it is, and try it.
@@ -44,7 +47,7 @@ async def open_vllm(
         model: What the fleet serves.
         role: What the server does for it.
         address: Of the server.
-        vocabulary_size: Of the fleet's tokenizer.
+        tokenizer: Of the fleet.
 
     Raises:
         ConfigError: It is not what the fleet needs; says which field and what to do.
@@ -64,13 +67,15 @@ async def open_vllm(
 
     try:
         facts, _ = await wait_for(find, timeout_s=config.start_timeout_s)
+        ours = tokenizer.encode_text(_TRIAL_TEXT).to_list()
+        await check_tokenizer(http, model=model.name, text=_TRIAL_TEXT, ours=ours)
         handoff = NixlHandoff(KvSide(host=address.kv_host, port=address.kv_port))
         timing = await _try(http, handoff, facts, role)
         first = await _look(http)
     except BaseException:
         await http.close()
         raise
-    spec = _spec(facts, model, vocabulary_size)
+    spec = _spec(facts, model, tokenizer.vocabulary_size)
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, server=http.url)
     server = Server(handoff=handoff, reader=VllmReader, look=lambda: _look(http))
     engine = RemoteEngine(http, server, spec, config, timing, first)

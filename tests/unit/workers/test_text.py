@@ -10,12 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controlplane.domain.byte_tokenizer import ASSISTANT, BEGIN, END_OF_TURN
+from controlplane.tokenizing import ByteTokenizer
 from workers.text import TextStream
 
 
 def feed(tokens: Sequence[int], stop: Sequence[str] = ()) -> tuple[list[str], TextStream]:
     """What each token makes certain, and at last what the end does."""
-    stream = TextStream(stop)
+    stream = TextStream(stop, ByteTokenizer().detokenizer())
     pieces = [stream.push(token) for token in tokens]
     return [*pieces, stream.finish()], stream
 
@@ -139,7 +140,7 @@ def test_what_is_held_back_is_shorter_than_the_longest_stop_string(
     tokens: list[int], stop: list[str]
 ) -> None:
     """So memory and delay are bounded by the request itself."""
-    stream = TextStream(stop)
+    stream = TextStream(stop, ByteTokenizer().detokenizer())
 
     for token in tokens:
         stream.push(token)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from controlplane.edge.requests import ModelFacts, ParsedRequest, RequestKind, parse_request
-from controlplane.edge.tokenizers import ByteTokenizer
 from controlplane.errors import ContextTooLong
+from controlplane.tokenizing import ByteTokenizer
 
 
 def parsed(kind: RequestKind, context_tokens_max: int, **fields: Any) -> ParsedRequest:

@@ -11,8 +11,8 @@ from controlplane.domain.byte_tokenizer import encode_chat, encode_text
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds, WidthBytes, width_for
 from controlplane.edge.requests import ModelFacts, ParsedRequest, parse_request
-from controlplane.edge.tokenizers import ByteTokenizer, Tokenizer
 from controlplane.errors import MalformedRequest, RequestError, UnknownModel
+from controlplane.tokenizing import ByteTokenizer, Tokenizer
 
 SCOPE = "scope-1"
 
