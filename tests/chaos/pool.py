@@ -15,6 +15,7 @@ from controlplane.config import ModelConfig
 from controlplane.domain.byte_tokenizer import encode_chat, encode_text
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds
+from controlplane.tokenizing import ByteTokenizer
 from controlplane.wire import Sampling
 from workers.engines.reference.engine import ReferenceEngine
 from workers.text import TextStream
@@ -118,7 +119,7 @@ async def _answer(engine: ReferenceEngine, item: Item) -> Item:
     for piece in pieces:
         sequence.write(piece)
     sampling = Sampling(temperature=0, output_tokens_max=item.output_tokens_max)
-    text, count, reason = TextStream(()), 0, ""
+    text, count, reason = TextStream((), ByteTokenizer().detokenizer()), 0, ""
     said = ""
     async for out in engine.decode(sequence, tokens, sampling):
         count += 1

@@ -14,6 +14,7 @@ from fleets import Fleet, a_fleet, running, wait_for
 from controlplane.config import FleetConfig, LinkConfig, ModelConfig
 from controlplane.domain import byte_tokenizer
 from controlplane.domain.prefix import block_hashes
+from controlplane.tokenizing import ByteTokenizer
 from controlplane.wire import Sampling
 from workers.engines.local.alone import generate_alone
 from workers.engines.reference.engine import ReferenceEngine
@@ -61,7 +62,7 @@ async def alone(prompt: str) -> str:
     tokens = byte_tokenizer.encode_text(prompt)
     hashes = block_hashes(tokens, block_tokens=engine.spec.block_tokens, scope="alone")
     sampling = Sampling(temperature=0, output_tokens_max=OUTPUT_TOKENS)
-    text = TextStream(())
+    text = TextStream((), ByteTokenizer().detokenizer())
     outputs = await generate_alone(engine, tokens, hashes, sampling)
     said = "".join(text.push(out.token) for out in outputs if out.finish_reason != "stop")
     await engine.close()

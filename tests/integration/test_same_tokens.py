@@ -17,6 +17,7 @@ from controlplane.config import ModelConfig
 from controlplane.domain import byte_tokenizer
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds
+from controlplane.tokenizing import ByteTokenizer
 from controlplane.wire import Sampling
 from workers.engines.local.alone import generate_alone
 from workers.engines.reference.engine import ReferenceEngine
@@ -118,7 +119,7 @@ async def _run_alone(wanted: list[Case]) -> list[tuple[str, str]]:
         tokens = case.tokens()
         hashes = block_hashes(tokens, block_tokens=engine.spec.block_tokens, scope="alone")
         outputs = await generate_alone(engine, tokens, hashes, sampling)
-        text = TextStream(())
+        text = TextStream((), ByteTokenizer().detokenizer())
         ended = outputs[-1].finish_reason or "length"
         said = [text.push(out.token) for out in outputs if out.finish_reason != "stop"]
         found.append(("".join(said) + text.finish(), ended))

@@ -13,6 +13,7 @@ from fleets import Fleet, a_fleet, post, running
 from controlplane.config import ModelConfig, TransformersConfig
 from controlplane.domain import byte_tokenizer
 from controlplane.domain.prefix import block_hashes
+from controlplane.tokenizing import ByteTokenizer
 from controlplane.wire import Sampling
 from workers.engines.local.alone import generate_alone
 from workers.text import TextStream
@@ -60,7 +61,7 @@ async def text_alone(model: ModelConfig, prompt: str) -> str:
         engine, tokens, hashes, Sampling(temperature=0, output_tokens_max=16)
     )
     await engine.close()
-    text = TextStream(())
+    text = TextStream((), ByteTokenizer().detokenizer())
     said = [text.push(out.token) for out in outs if out.finish_reason != "stop"]
     return "".join(said) + text.finish()
 

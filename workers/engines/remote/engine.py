@@ -16,8 +16,9 @@ from controlplane.observe.logs import get_logger
 from controlplane.wire import Load, Profile, Sampling
 from workers.engine import EngineCounters, EngineSpec, JobContext, KvImport, KvPiece, TokenOut
 from workers.engines.local.stream import Stream
+from workers.engines.remote.handle import ORIGIN, PARAMETERS
 from workers.engines.remote.http import EngineHttp
-from workers.engines.remote.legs import Handoff, Leg, Prompt
+from workers.engines.remote.legs import Handoff, Leg, Prompt, plain_leg
 from workers.engines.remote.output import OutputReader
 from workers.engines.remote.prefill import RemotePrefill
 from workers.engines.remote.pulse import Pulse
@@ -108,6 +109,7 @@ class RemoteEngine:
             self._server.handoff,
             self._prompt(tokens, context),
             self._turns,
+            origin=self._origin,
             handle_bytes=self._spec.groups[0].fixed_bytes,
             covered_tokens=len(tokens),
             on_begin=self._prefills.add,
@@ -127,7 +129,13 @@ class RemoteEngine:
         began_s = time.monotonic()
 
         def leg(handle: dict[str, Any]) -> Leg:
-            return self._server.handoff.decode_leg(prompt, handle, sampling)
+            if handle.get(ORIGIN) == self._origin:
+                # Prefilled by this very server: its own prefix cache has it, nothing is to be moved.
+                return plain_leg(prompt, sampling)
+            parameters = handle.get(PARAMETERS)
+            if not isinstance(parameters, dict):
+                raise ValueError("the handle has no parameters")  # noqa: TRY004 - of its content
+            return self._server.handoff.decode_leg(prompt, parameters, sampling)
 
         sequence = RemoteSequence(
             self._http,
@@ -227,6 +235,10 @@ class RemoteEngine:
         await self._http.close()
 
     # --- Parts --------------------------------------------------------------------------------
+
+    @property
+    def _origin(self) -> str:
+        return f"{self._http.url} {self._pulse.snapshot.started_s}"
 
     @property
     def _bytes_per_token(self) -> float:

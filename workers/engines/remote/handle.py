@@ -14,6 +14,10 @@ from typing import Any, Final
 
 from controlplane.wire import KvGroup
 
+#: Fields of a handle: the life of the server that prefilled, and what its connector needs.
+ORIGIN: Final = "origin"
+PARAMETERS: Final = "parameters"
+
 _LENGTH_BYTES: Final = 4
 #: Fixed part, and what an id of a block takes, compressed, for each block of the longest context.
 _FIXED_BYTES: Final = 4096

@@ -7,7 +7,7 @@ from typing import Any
 
 from controlplane.errors import WorkerLost
 from workers.engine import KvPiece
-from workers.engines.remote.handle import pack_handle
+from workers.engines.remote.handle import ORIGIN, PARAMETERS, pack_handle
 from workers.engines.remote.http import EngineHttp
 from workers.engines.remote.legs import Handoff, Prompt
 from workers.engines.remote.turns import Turns
@@ -23,6 +23,7 @@ class RemotePrefill:
         prompt: Prompt,
         turns: Turns,
         *,
+        origin: str,
         handle_bytes: int,
         covered_tokens: int,
         on_begin: Callable[[RemotePrefill], None],
@@ -34,6 +35,7 @@ class RemotePrefill:
             handoff: The connector's rules.
             prompt: All of it.
             turns: Of the server: who waits for whom.
+            origin: Names this life of the server, for those who may ask it to decode too.
             handle_bytes: Size of the one piece.
             covered_tokens: Tokens that the piece stands for.
             on_begin: Called when the request is sent.
@@ -43,6 +45,7 @@ class RemotePrefill:
         self._handoff = handoff
         self._prompt = prompt
         self._turns = turns
+        self._origin = origin
         self._handle_bytes = handle_bytes
         self._covered_tokens = covered_tokens
         self._on_begin = on_begin
@@ -85,7 +88,8 @@ class RemotePrefill:
 
     def _piece(self, handle: dict[str, Any]) -> KvPiece:
         end = self._covered_tokens
-        data = pack_handle(handle, size_bytes=self._handle_bytes)
+        content = {ORIGIN: self._origin, PARAMETERS: handle}
+        data = pack_handle(content, size_bytes=self._handle_bytes)
         return KvPiece(group="state", token_start=end, token_end=end, data=data)
 
 
