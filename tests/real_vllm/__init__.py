@@ -1,0 +1,1 @@
+"""Real vLLM servers on this machine, for tests: `make test-vllm`."""
