@@ -549,3 +549,41 @@ def test_replicas_whose_ports_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=complaint):
         RouterConfig(datacenter="west", replicas=2, **ports)
+
+
+def a_site(**servers: object) -> dict[str, object]:
+    return {"name": "west", **servers}
+
+
+VLLM = {"engine": "vllm", "tokenizer": "models/m"}
+URL = "http://127.0.0.1:8100"
+
+
+def test_each_engine_server_of_a_fleet_file_is_a_worker() -> None:
+    site = a_site(prefill_servers=[URL], decode_servers=[URL, "http://127.0.0.1:8101"])
+
+    fleet = FleetConfig.model_validate(
+        {"router": {"datacenter": "west"}, "model": VLLM, "datacenters": [site]}
+    )
+
+    (west,) = fleet.datacenters
+    assert (west.prefill_workers, west.decode_workers) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "site", "said"),
+    [
+        (VLLM, a_site(prefill_servers=[URL], prefill_workers=2), "prefill_workers = 2, but there"),
+        ({}, a_site(prefill_servers=[URL], decode_workers=1), "has prefill_servers or decode"),
+        (VLLM, a_site(prefill_servers=["127.0.0.1:1"]), "prefill_servers"),
+        ({"server": {"revision": "r1"}}, a_site(), r"\[model.server\] is for engine"),
+    ],
+    ids=["two counts", "another engine", "no URL", "settings of another engine"],
+)
+def test_engine_servers_that_do_not_fit_are_refused(
+    model: dict[str, object], site: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        FleetConfig.model_validate(
+            {"router": {"datacenter": "west"}, "model": model, "datacenters": [site]}
+        )

@@ -126,11 +126,14 @@ class RemoteEngine:
         assert context.sampling is not None, "a decode job says how to sample"
         sampling = context.sampling
         count = len(prompt.tokens)
+        tail_tokens = self._spec.block_tokens
         began_s = time.monotonic()
 
         def leg(handle: dict[str, Any]) -> Leg:
+            nonlocal tail_tokens
             if handle.get(ORIGIN) == self._origin:
                 # Prefilled by this very server: its own prefix cache has it, nothing is to be moved.
+                tail_tokens = count
                 return plain_leg(prompt, sampling)
             parameters = handle.get(PARAMETERS)
             if not isinstance(parameters, dict):
@@ -142,7 +145,7 @@ class RemoteEngine:
             leg,
             self._server.reader(),
             first_token_s=lambda: self._first_token_s(count, time.monotonic() - began_s),
-            claim=lambda: self._pulse.claim(count, tail_tokens=self._spec.block_tokens),
+            claim=lambda: self._pulse.claim(count, tail_tokens=tail_tokens),
             settle=self._pulse.settled,
             on_token=self._token_came,
             on_failure=context.on_failure,

@@ -28,8 +28,6 @@ class EngineFacts:
     block_tokens: int
     #: Prompt and output together.
     context_tokens_max: int
-    #: Tokens of KV that the server has room for; 0 where it does not say.
-    cache_tokens: int
 
     @property
     def fingerprint(self) -> str:
@@ -96,8 +94,6 @@ async def find_vllm(
             f"{where} runs without the NixlConnector (no vllm:nixl_ metrics): start it with "
             '--kv-transfer-config \'{"kv_connector":"NixlConnector","kv_role":...}\', version 0.11 or newer'
         )
-    blocks = snapshot.cache.get("num_gpu_blocks", "")
-    tokens = int(block)
     facts = EngineFacts(
         engine="vllm",
         version=found,
@@ -105,9 +101,8 @@ async def find_vllm(
         model=model,
         revision=revision,
         cache_dtype=snapshot.cache.get("cache_dtype", "unknown"),
-        block_tokens=tokens,
+        block_tokens=int(block),
         context_tokens_max=context_tokens_max,
-        cache_tokens=tokens * int(blocks) if blocks.isdecimal() else 0,
     )
     return facts, snapshot
 

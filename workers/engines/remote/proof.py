@@ -41,6 +41,11 @@ class Claim:
     is_settled: bool = False
 
     @property
+    def outside_tokens(self) -> int:
+        """Prompt tokens that were to come from outside; 0 for what the server has prefilled itself."""
+        return max(0, self.prompt_tokens - self.tail_tokens)
+
+    @property
     def is_mismatch(self) -> bool:
         """The engine has computed what was to come from outside."""
         return self.is_settled and self.computed_tokens > self.tail_tokens
@@ -91,7 +96,7 @@ class Ledger:
             counted: The engine's; without sources where it does not count.
         """
         if counted.sources is None:
-            self._settle(claims, "none", Snapshot(cache={}))
+            self._settle(claims, "none", PromptSources(), Snapshot(cache={}))
             return
         before = self.settled or Snapshot(sources=PromptSources(), cache={})
         assert before.sources is not None, "an engine that counts goes on with it"
@@ -102,28 +107,36 @@ class Ledger:
             return
         is_exact = grown.total == expected and (len(claims) == 1 or not grown.computed)
         moved = Snapshot(
-            sources=grown,
             moved_bytes_total=max(0, counted.moved_bytes_total - before.moved_bytes_total),
             moving_s_total=max(0.0, counted.moving_s_total - before.moving_s_total),
             cache={},
         )
-        self._settle(claims, "counted" if is_exact else "shared", moved)
+        self._settle(claims, "counted" if is_exact else "shared", grown, moved)
         self.settled, self._looks = counted, 0
 
     def open_claims(self) -> tuple[Claim, ...]:
         """Claims that a count asked for now can settle."""
         return tuple(self._claims)
 
-    def _settle(self, claims: Sequence[Claim], evidence: TransferEvidence, grown: Snapshot) -> None:
+    def _settle(
+        self,
+        claims: Sequence[Claim],
+        evidence: TransferEvidence,
+        grown: PromptSources,
+        moved: Snapshot,
+    ) -> None:
         tokens = sum(claim.prompt_tokens for claim in claims)
-        computed = 0 if grown.sources is None else grown.sources.computed
+        outside = sum(claim.outside_tokens for claim in claims)
+        # What others let the engine compute meanwhile is not these requests': what of their tokens
+        # came from nowhere else is.
+        computed = max(0, tokens - grown.external - grown.cached) if evidence != "none" else 0
         for claim in claims:
-            share = claim.prompt_tokens / max(1, tokens)
-            claim.computed_tokens = min(claim.prompt_tokens, round(computed * share))
-            claim.moved_bytes = round(grown.moved_bytes_total * share)
-            claim.moving_s = grown.moving_s_total * share
+            share = claim.outside_tokens / max(1, outside)
+            claim.computed_tokens = round(computed * claim.prompt_tokens / max(1, tokens))
+            claim.moved_bytes = round(moved.moved_bytes_total * share)
+            claim.moving_s = moved.moving_s_total * share
             claim.evidence, claim.is_settled = evidence, True
             self._claims.remove(claim)
-            if evidence != "none":
+            if evidence != "none" and claim.outside_tokens:
                 self._recent.append(claim.is_mismatch)
             self.mismatches_total += claim.is_mismatch

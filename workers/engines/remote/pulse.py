@@ -14,8 +14,6 @@ from workers.engines.remote.snapshot import Snapshot
 
 _log = get_logger()
 
-#: Transfers that are counted before their mean size is believed.
-_TRANSFERS_MIN: Final = 1
 _CLOSE_S: Final = 1.0
 
 
@@ -59,7 +57,7 @@ class Pulse:
     def bytes_per_token(self) -> float:
         """What transfers into this server took for each token; 0 before the first."""
         seen = self.snapshot
-        if seen.sources is None or seen.transfers_total < _TRANSFERS_MIN:
+        if seen.sources is None:
             return 0.0
         return seen.moved_bytes_total / max(1, seen.sources.external)
 

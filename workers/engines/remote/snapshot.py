@@ -48,11 +48,9 @@ class Snapshot:
     output_tokens_total: int = 0
     #: Steps of the scheduler.
     steps_total: int = 0
-    #: What the connector moved into this engine: bytes, seconds, and transfers.
+    #: What the connector moved into this engine: bytes, and seconds.
     moved_bytes_total: int = 0
     moving_s_total: float = 0.0
-    transfers_total: int = 0
-    failed_transfers_total: int = 0
     #: Unix time at which the process started; another one is another life. 0 where it is not told.
     started_s: float = 0.0
     #: Of the cache, as the engine configured itself.
@@ -65,8 +63,8 @@ class Snapshot:
 _VLLM: Final = (
     "num_requests_running", "num_requests_waiting", "num_requests_waiting_by_reason", "kv_cache_usage_perc",
     "num_preemptions_total", "prompt_tokens_by_source_total", "generation_tokens_total",
-    "iteration_tokens_total_count", "nixl_bytes_transferred_sum", "nixl_bytes_transferred_count",
-    "nixl_xfer_time_seconds_sum", "nixl_num_failed_transfers_total", "cache_config_info",
+    "iteration_tokens_total_count", "nixl_bytes_transferred_sum",
+    "nixl_xfer_time_seconds_sum", "cache_config_info",
 )  # fmt: skip
 _VLLM_LINE: Final = re.compile(
     rf"^(?:vllm:({'|'.join(_VLLM)})|(process_start_time_seconds))(?:\{{(.*)\}})? (\S+)$",
@@ -115,8 +113,6 @@ def vllm_snapshot(text: str) -> Snapshot:
         steps_total=whole("iteration_tokens_total_count"),
         moved_bytes_total=whole("nixl_bytes_transferred_sum"),
         moving_s_total=sums.get("nixl_xfer_time_seconds_sum", 0.0),
-        transfers_total=whole("nixl_bytes_transferred_count"),
-        failed_transfers_total=whole("nixl_num_failed_transfers_total"),
         started_s=sums.get("process_start_time_seconds", 0.0),
         cache=cache,
         has_nixl="nixl_bytes_transferred_sum" in sums,

@@ -69,7 +69,8 @@ def test_several_requests_without_any_computing_are_all_proven_by_one_look() -> 
     ledger.look(ledger.open_claims(), counted(external=4000, moved=8000))
 
     assert [claim.evidence for claim in claims] == ["counted", "counted"]
-    assert [claim.moved_bytes for claim in claims] == [2000, 6000]
+    # By what came from outside: 872 and 2,872 tokens.
+    assert [claim.moved_bytes for claim in claims] == [1863, 6137]
 
 
 def test_computing_among_several_requests_is_divided_and_says_so() -> None:
@@ -91,6 +92,30 @@ def test_counts_that_never_agree_are_divided_after_a_few_looks() -> None:
         ledger.look(ledger.open_claims(), counted(external=1000, cached=77))
 
     assert (claim.evidence, claim.computed_tokens) == ("shared", 0)
+
+
+def test_what_others_let_the_engine_compute_meanwhile_is_no_mismatch() -> None:
+    """One server may prefill for some and decode for others."""
+    ledger = a_ledger()
+    claim = ledger.claim(1000, tail_tokens=128)
+
+    for _ in range(4):
+        ledger.look(ledger.open_claims(), counted(external=1000, computed=5000))
+
+    assert (claim.evidence, claim.computed_tokens, claim.is_mismatch) == ("shared", 0, False)
+
+
+def test_a_prompt_that_the_server_has_prefilled_itself_proves_nothing() -> None:
+    ledger = a_ledger()
+    for _ in range(8):
+        before = ledger.settled.sources if ledger.settled else None
+        computed = 0 if before is None else before.computed
+        claim = ledger.claim(1000, tail_tokens=1000)
+        ledger.look(ledger.open_claims(), counted(computed=computed + 1000, moved=77))
+
+    assert not claim.is_mismatch
+    assert claim.moved_bytes == 0
+    assert not ledger.is_unproven
 
 
 def test_an_engine_that_does_not_count_proves_nothing_and_is_not_blamed() -> None:
