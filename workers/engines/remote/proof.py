@@ -79,12 +79,17 @@ class Ledger:
         self._claims.append(claim)
         return claim
 
-    def restart(self) -> None:
-        """The engine has begun to count anew; claims of its old life are not settled any more."""
+    def restart(self, counted: Snapshot) -> None:
+        """
+        The engine has begun to count anew; claims of its old life are not settled any more.
+
+        Args:
+            counted: By its new life so far, whoever for.
+        """
         for claim in self._claims:
             claim.is_settled = True
         self._claims.clear()
-        self.settled, self._looks = None, 0
+        self.settled, self._looks = counted if counted.sources is not None else None, 0
         self._recent.clear()
 
     def look(self, claims: Sequence[Claim], counted: Snapshot) -> None:

@@ -137,7 +137,7 @@ class Pulse:
             _log.info("engine.answers")
         if seen.started_s != self.snapshot.started_s:
             _log.warning("engine.restarted")
-            self.ledger.restart()
+            self.ledger.restart(seen)
         self._heard_s, self._is_silent = self._clock(), False
         self.snapshot = seen
 

@@ -131,12 +131,12 @@ def test_an_engine_that_began_anew_settles_nothing_of_its_old_life() -> None:
     ledger = a_ledger()
     claim = ledger.claim(1000, tail_tokens=128)
 
-    ledger.restart()
+    ledger.restart(counted(external=1000))
 
     assert claim.is_settled
     assert claim.evidence == "none"
     later = ledger.claim(10, tail_tokens=128)
-    ledger.look(ledger.open_claims(), counted(external=10))
+    ledger.look(ledger.open_claims(), counted(external=1010))
     assert later.evidence == "counted"
 
 

@@ -1,0 +1,222 @@
+"""A vLLM server for tests: strict about what it is sent, with faults that a real one cannot be made to show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from fakes.nixl_legs import decode_faults, prefill_faults
+
+BLOCK = 128
+BYTES_PER_TOKEN = 2048
+LEASE_S = 30.0
+
+
+def said_after(tokens: Sequence[int], count: int) -> list[int]:
+    """The output of this model: a function of all tokens before."""
+    out: list[int] = []
+    for _ in range(count):
+        out.append((sum(tokens) + 31 * sum(out) + len(out)) % 1000 + 300)
+    return out
+
+
+@dataclass
+class NixlWorld:
+    """What all servers of a test know of each other's KV: answers of prefills, by request."""
+
+    answered: dict[str, tuple[dict[str, Any], list[int]]] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class FakeVllm:
+    """One server; set a fault while it runs."""
+
+    world: NixlWorld
+    model: str = "tiny"
+    version: object = "0.32.0"
+    context_tokens: int = 4096
+    block: int = BLOCK
+    has_connector: bool = True
+    has_metrics: bool = True
+    api_key: str = ""
+    started_s: float = 1000.0
+    #: Faults.
+    recomputes: bool = False
+    fails_the_pull: bool = False
+    status: int = 200
+    dies_after: int | None = None
+    #: Requests wait here before anything is answered; None lets them through.
+    gate: asyncio.Event | None = None
+    #: What was asked of it, what was wrong with it, and who left before the answer.
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    sources: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("local_compute", "local_cache_hit", "external_kv_transfer"), 0
+        )
+    )
+    moved_bytes: int = 0
+    url: str = ""
+
+    def application(self) -> web.Application:
+        """Its routes."""
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/v1/completions", self._complete)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        if self.status != 200 and request.method == "POST":
+            return _error(self.status, "Internal server error")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _version(self, request: web.Request) -> web.Response:
+        del request
+        return web.json_response({"version": self.version})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        del request
+        entry = {"id": self.model, "object": "model", "max_model_len": self.context_tokens}
+        return web.json_response({"object": "list", "data": [entry]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        del request
+        if not self.has_metrics:
+            return web.Response(text="# nothing\n")
+        engine = 'engine="0",model_name="tiny"'
+        lines = [
+            f'vllm:cache_config_info{{block_size="{self.block}",cache_dtype="auto",num_gpu_blocks="256"}} 1.0',
+            f"vllm:num_requests_running{{{engine}}} 0.0",
+            f"vllm:num_requests_waiting{{{engine}}} 0.0",
+            f"process_start_time_seconds {self.started_s}",
+            *(
+                f'vllm:prompt_tokens_by_source_total{{{engine},source="{name}"}} {count}.0'
+                for name, count in self.sources.items()
+            ),
+        ]
+        if self.has_connector:
+            lines += [
+                f"vllm:nixl_bytes_transferred_sum{{{engine}}} {float(self.moved_bytes)}",
+                f"vllm:nixl_xfer_time_seconds_sum{{{engine}}} {self.moved_bytes / 1e9}",
+            ]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        text = (await request.json())["prompt"]
+        return web.json_response({"tokens": list(text.encode())})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        name = request.headers.get("X-Request-Id", "")
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.aborted.append(name)
+            raise
+        parameters = body.get("kv_transfer_params") or {}
+        if parameters.get("do_remote_decode"):
+            return self._prefill(body)
+        return await self._decode(request, body, parameters)
+
+    def _prefill(self, body: dict[str, Any]) -> web.StreamResponse:
+        if faults := prefill_faults(body):
+            return self._refuse(faults)
+        tokens = body["prompt"]
+        self.sources["local_compute"] += len(tokens)
+        answer: dict[str, Any] = {
+            "choices": [{"index": 0, "finish_reason": "length", "text": "x"}],
+            "usage": {"prompt_tokens": len(tokens), "prompt_tokens_details": {"cached_tokens": 0}},
+        }
+        if self.has_connector:
+            request_id = f"cmpl-{len(self.world.answered)}"
+            answer["kv_transfer_params"] = {
+                "do_remote_prefill": True,
+                "do_remote_decode": False,
+                "remote_block_ids": [list(range(1, 2 + len(tokens) // self.block))],
+                "remote_engine_id": f"engine-{id(self)}",
+                "remote_request_id": request_id,
+                "remote_host": "0.0.0.0",
+                "remote_port": 5600,
+                "a_field_of_next_year": {"nested": [None, 1.5]},
+            }
+            self.world.answered[request_id] = (answer["kv_transfer_params"], tokens)
+        return web.json_response(answer)
+
+    async def _decode(
+        self, request: web.Request, body: dict[str, Any], parameters: dict[str, Any]
+    ) -> web.StreamResponse:
+        tokens = body["prompt"]
+        if parameters:
+            request_id = parameters.get("remote_request_id", "")
+            answered, prefilled = self.world.answered.get(request_id, ({}, []))
+            faults = decode_faults(
+                parameters, answered, prompt=tokens, prefilled=prefilled, age_s=0.0,
+                lease_s=LEASE_S, uses=self.world.uses.get(request_id, 0),
+            )  # fmt: skip
+            if faults:
+                return self._refuse(faults)
+            self.world.uses[request_id] = 1
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        if parameters and self.fails_the_pull:
+            await response.write(_event({"error": {"message": "KV load failed", "code": 500}}))
+            return response
+        is_moved = bool(parameters) and not self.recomputes
+        self.sources["external_kv_transfer" if is_moved else "local_compute"] += len(tokens)
+        self.moved_bytes += len(tokens) * BYTES_PER_TOKEN * is_moved
+        count = body["max_tokens"]
+        for number, token in enumerate(said_after(tokens, count), 1):
+            if self.dies_after is not None and number > self.dies_after:
+                assert request.transport is not None
+                request.transport.close()
+                return response
+            reason = "length" if number == count else None
+            choice = {"index": 0, "text": "x", "token_ids": [token], "finish_reason": reason}
+            await response.write(_event({"choices": [choice]}))
+        await response.write(_event({"choices": [], "usage": {"prompt_tokens": len(tokens)}}))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def _refuse(self, faults: Sequence[str]) -> web.Response:
+        self.violations += faults
+        return _error(400, "; ".join(faults))
+
+
+@asynccontextmanager
+async def a_vllm(world: NixlWorld | None = None, **settings: Any) -> AsyncIterator[FakeVllm]:
+    """A server on a free port; it may have been sent nothing that is wrong."""
+    fake = FakeVllm(world or NixlWorld(), **settings)
+    server = TestServer(fake.application())
+    await server.start_server()
+    fake.url = str(server.make_url("")).rstrip("/")
+    try:
+        yield fake
+    finally:
+        await server.close()
+    assert not fake.violations
+
+
+def _error(status: int, message: str) -> web.Response:
+    said = {"message": message, "type": "Error", "param": None, "code": status}
+    return web.json_response({"error": said}, status=status)
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
