@@ -40,7 +40,7 @@ def fingerprint_difference(mine: str, other: str) -> str:
     """
     ours, theirs = _fields(mine), _fields(other)
     for name, value in ours.items():
-        if theirs.get(name) != value:
+        if value and theirs.get(name) != value:
             return f"{name} is {value} here and {theirs.get(name, 'not given')} there"
     return f"{mine} here and {other} there"
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from controlplane.edge.errors_json import error_body
 from controlplane.edge.openai_check import CHAT_LEVEL, COMPLETION_LEVEL
 from controlplane.edge.requests import ModelFacts, ParsedRequest, parse_request
-from controlplane.edge.tokenizers import ByteTokenizer
 from controlplane.errors import PrfaasError
+from controlplane.tokenizing import ByteTokenizer
 
 CONTEXT_TOKENS = 64
 BLOCK_TOKENS = 4
