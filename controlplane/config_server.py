@@ -27,7 +27,7 @@ class EngineServerConfig(Section):
     transfer_mbit_per_s_min: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 20.0
     #: ... after so long for everything else. A NIXL reader alone waits for ever on a stopped peer.
     transfer_stall_s: PositiveSeconds = 5.0
-    #: Attention KV of a token, bytes, and of each sequence besides: see docs/engines.md. What links
-    #: are planned with until transfers have been counted.
+    #: Attention KV of a token, bytes, and state of a sequence. Without either they come from the
+    #: `config.json` beside the tokenizer, and where that does not tell, from counted transfers.
     kv_bytes_per_token: Annotated[int, Field(ge=0, le=1 << 30)] = 0
     kv_state_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
+from pathlib import Path
 from typing import Final
 
 from controlplane.config_model import ModelConfig
+from controlplane.config_server import EngineServerConfig
+from controlplane.domain.kv_sizes import kv_size_of
 from controlplane.errors import ConfigError, PrfaasError, WorkerLost
 from controlplane.observe.logs import get_logger
 from controlplane.tokenizing import Tokenizer
@@ -54,7 +58,7 @@ async def open_vllm(
         PrfaasError: It did not answer within `start_timeout_s`.
     """
     http = EngineHttp(address.url, api_key=address.api_key)
-    config = model.server
+    config = await asyncio.to_thread(_with_sizes, model)
 
     async def find() -> tuple[EngineFacts, Snapshot]:
         return await find_vllm(
@@ -81,6 +85,25 @@ async def open_vllm(
     engine = RemoteEngine(http, server, spec, config, timing, first)
     engine.start()
     return engine
+
+
+def _with_sizes(model: ModelConfig) -> EngineServerConfig:
+    """The settings, with the sizes of KV out of the model's own configuration where none are given."""
+    config, path = model.server, Path(model.tokenizer or "") / "config.json"
+    if config.kv_bytes_per_token or config.kv_state_bytes or not path.is_file():
+        return config
+    try:
+        size = kv_size_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        # Not what serves requests: transfers tell it, once there are any.
+        _log.warning("engine.kv_size_unknown", path=str(path), reason=str(error))
+        return config
+    return config.model_copy(
+        update={
+            "kv_bytes_per_token": round(size.bytes_per_token),
+            "kv_state_bytes": round(size.state_bytes),
+        }
+    )
 
 
 def _spec(facts: EngineFacts, model: ModelConfig, vocabulary_size: int) -> EngineSpec:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +169,26 @@ async def test_times_and_counts_are_there_from_the_first_heartbeat() -> None:
         assert pair.decode.profile().decode_step_s >= 0
         assert pair.prefill.counters().prefill_tokens_total == len(PROMPT) - 1
         assert pair.prefill.load().queue_requests == 0
+
+
+async def test_sizes_of_kv_come_from_the_models_own_configuration(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": 64}), encoding="utf-8")
+    model = a_model().model_copy(update={"tokenizer": str(tmp_path)})
+    async with a_vllm() as fake:
+        engine = await open_vllm(model, "decode", EngineAddress(url=fake.url), ByteTokenizer())
+
+        assert engine.profile().kv_bytes_per_token == BYTES_PER_TOKEN
+        await engine.close()
+
+
+async def test_a_configuration_that_does_not_tell_leaves_sizes_to_the_transfers() -> None:
+    async with a_pair() as pair:
+        assert pair.decode.profile().kv_bytes_per_token == 0
+
+        await answer_of(pair.decode, await handle_of(pair.prefill))
+
+        assert pair.decode.profile().kv_bytes_per_token == BYTES_PER_TOKEN
 
 
 # --- What is refused before it registers ------------------------------------------------------
