@@ -452,6 +452,8 @@ class TransferReport(Message):
     finished_s: Seconds = 0.0
     #: Workers before 0.5 say nothing of it, and have moved their KV themselves.
     evidence: TransferEvidence = "own"
+    #: The decode engine computed what was to come from outside.
+    is_mismatch: bool = False
 
 
 class DecodeReport(Message):

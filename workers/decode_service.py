@@ -265,6 +265,7 @@ class DecodeService:
             update={
                 "bytes": fetched.transfer.bytes + moved.moved_bytes,
                 "evidence": moved.evidence,
+                "is_mismatch": moved.is_mismatch,
             }
         )
         return replace(fetched, transfer=report, goodput_bps=goodput_bps)

@@ -16,6 +16,7 @@ from controlplane.admin.text import count, seconds, size
 from controlplane.domain.cluster import Role, link_id
 from controlplane.domain.decision import Candidate, Decision, Placement
 from controlplane.router.records import Attempt, DecisionRecord
+from controlplane.wire import DecodeReport
 
 #: How a candidate fared: `verdict` says it in words.
 Fate: TypeAlias = Literal["chosen", "rejected", "lost"]
@@ -157,7 +158,17 @@ def _delivered(record: DecisionRecord) -> str:
     if not placement.is_offloaded:
         return f"{said}; {size(moved)} moved inside {placement.decode_datacenter}."
     link = link_id(placement.prefill_datacenter, placement.decode_datacenter)
-    return f"{said}; {size(moved)} crossed {link}."
+    return f"{said}; {size(moved)} crossed {link}{_proof(record.report)}."
+
+
+def _proof(report: DecodeReport) -> str:
+    """What an engine that moves its KV itself says of it."""
+    if report.transfer.is_mismatch:
+        computed = count(report.prompt_tokens_computed)
+        return f", but the decode engine computed {computed} prompt tokens itself"
+    return (
+        ", as the decode engine's own count says" if report.transfer.evidence == "counted" else ""
+    )
 
 
 def _ended(record: DecisionRecord) -> str:

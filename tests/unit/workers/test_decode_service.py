@@ -153,6 +153,7 @@ async def test_a_prompt_that_the_engine_computed_again_is_counted_as_a_mismatch(
     await side.run(sent, await far(side))
 
     assert sent.report["prompt_tokens_computed"] == 40
+    assert sent.report["transfer"]["is_mismatch"]
     mismatches = side.metrics.transfer_mismatches_total.labels("north")
     assert mismatches._value.get() == 1
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from admin_world import a_failed_record, a_record, a_timeline, an_attempt
+from admin_world import a_failed_record, a_record, a_report, a_timeline, an_attempt
 from builders import a_view, a_worker
 
 from controlplane.admin.explain import CandidateRow, candidate_rows, omitted_words, sentence
 from controlplane.router.records import DecisionRecord
+from controlplane.wire import TransferReport
 
 
 def rows(record: DecisionRecord) -> dict[str, CandidateRow]:
@@ -25,6 +26,30 @@ def test_an_offloaded_request_says_where_why_and_what_crossed() -> None:
         "tokens are not cached in west, above the threshold of 64. Predicted first token in "
         "1.58 s, it took 0.23 s; 150 kB crossed east>west."
     )
+
+
+@pytest.mark.parametrize(
+    ("transfer", "computed", "said"),
+    [
+        ({"evidence": "counted"}, 1, "crossed east>west, as the decode engine's own count says."),
+        (
+            {"evidence": "counted", "is_mismatch": True},
+            1504,
+            "crossed east>west, but the decode engine computed 1,504 prompt tokens itself.",
+        ),
+        ({"evidence": "shared"}, 1, "crossed east>west."),
+    ],
+    ids=["proven", "computed again", "not told apart"],
+)
+def test_what_an_engine_counted_of_its_own_transfer_is_said(
+    transfer: dict[str, object], computed: int, said: str
+) -> None:
+    report = a_report(
+        transfer=TransferReport.model_validate({"bytes": 150_000, **transfer}),
+        prompt_tokens_computed=computed,
+    )
+
+    assert sentence(a_record(report=report)).endswith(said)
 
 
 def test_a_local_request_says_that_nothing_left_the_datacenter() -> None:
