@@ -9,6 +9,7 @@ from typing import Final
 
 from controlplane.domain.cluster import ClusterView, WorkerView
 from controlplane.domain.decision import RejectedBy, RequestFeatures
+from controlplane.domain.fingerprint import fingerprint_difference
 from controlplane.domain.modes import is_wary
 from controlplane.domain.sites import Kind, Site, Standing, standing_of
 
@@ -85,7 +86,8 @@ def cannot_hand_over(
 ) -> Rejection | None:
     """What keeps KV of one worker from reaching another."""
     if prefill.fingerprint != decode.fingerprint:
-        return Rejection("fingerprint", f"its KV does not fit {decode.worker_id}")
+        differs = fingerprint_difference(prefill.fingerprint, decode.fingerprint)
+        return Rejection("fingerprint", f"its KV does not fit {decode.worker_id}: {differs}")
     is_local = prefill.datacenter == decode.datacenter
     if not is_local and view.link(prefill.datacenter, decode.datacenter) is None:
         return Rejection("no_link", f"no link {prefill.datacenter}>{decode.datacenter}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from controlplane.config import KvConfig
+from controlplane.domain.fingerprint import fingerprint_difference
 from controlplane.domain.prefix import block_hashes
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
@@ -31,7 +32,6 @@ from controlplane.wire import (
 )
 from workers.answers import Answer, Send
 from workers.engine import ClosableIterator, Engine, EngineTransfer, JobContext, KvImport, TokenOut
-from workers.fingerprint import fingerprint_difference
 from workers.identity import Identity
 from workers.kv.client import Fetch, FetchResult, fetch_segment
 from workers.kv.timing import Clock

@@ -229,13 +229,13 @@ def test_an_unwise_offload_is_kept_out_while_there_is_another_way(
         pytest.param(
             a_worker("west/p1", fingerprint="g"),
             (),
-            Rejection("fingerprint", "its KV does not fit west/d1"),
+            Rejection("fingerprint", "its KV does not fit west/d1: g here and f there"),
             id="another fingerprint",
         ),
         pytest.param(
             a_worker("east/p1", fingerprint="g"),
             (),
-            Rejection("fingerprint", "its KV does not fit west/d1"),
+            Rejection("fingerprint", "its KV does not fit west/d1: g here and f there"),
             id="another fingerprint and no link",
         ),
     ],

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from controlplane.domain.fingerprint import fingerprint_of
 from controlplane.errors import ConfigError, WorkerRefused
 from workers.engines.remote.http import EngineHttp
 from workers.engines.remote.snapshot import Snapshot, vllm_snapshot
-from workers.fingerprint import fingerprint_of
 
 _ANSWER_S: Final = 10.0
 

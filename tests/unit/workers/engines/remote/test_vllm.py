@@ -16,6 +16,7 @@ from worker_builders import until
 
 from controlplane.config_model import ModelConfig
 from controlplane.domain.byte_tokenizer import WIDTH_BYTES
+from controlplane.domain.fingerprint import fingerprint_difference
 from controlplane.domain.tokens import TokenIds
 from controlplane.errors import (
     ConfigError,
@@ -32,7 +33,6 @@ from workers.engine import JobContext, KvPiece
 from workers.engines.remote.engine import RemoteEngine
 from workers.engines.remote.sequence import RemoteSequence
 from workers.engines.vllm import open_vllm
-from workers.fingerprint import fingerprint_difference
 
 PROMPT = [300 + number % 700 for number in range(500)]
 SAMPLING = Sampling(temperature=0, output_tokens_max=5)

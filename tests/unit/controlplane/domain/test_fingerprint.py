@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
+from controlplane.domain.fingerprint import fingerprint_difference, fingerprint_of
 from controlplane.wire_types import Name
-from workers.fingerprint import fingerprint_difference, fingerprint_of
 
 FIELDS = {"vllm": "0.32.0", "block": "128", "model": "org/tiny model"}
 
