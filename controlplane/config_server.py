@@ -12,8 +12,12 @@ from controlplane.config_health import PositiveSeconds, Section
 class EngineServerConfig(Section):
     """Engine servers, such as vLLM's: what an agent beside each of them has to know."""
 
-    #: What moves KV between the servers. NIXL: decode pulls once the prefill has ended.
-    connector: Literal["nixl"] = "nixl"
+    #: What moves KV between the servers. NIXL: decode pulls once the prefill has ended. Mooncake: both
+    #: run at the same time, and find each other by the prefill server's bootstrap.
+    connector: Literal["nixl", "mooncake"] = "nixl"
+    #: Of Mooncake (`VLLM_MOONCAKE_BOOTSTRAP_PORT`), on the prefill server's host or where
+    #: `--engine-kv-host` says; `--engine-kv-port` is written over it.
+    bootstrap_port: Annotated[int, Field(ge=1, le=65535)] = 8998
     #: Of the weights, as the operator names it: servers tell no more than a name. Two that differ
     #: never form a pair.
     revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""

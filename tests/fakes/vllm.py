@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from fakes.mooncake_legs import mooncake_faults
 from fakes.nixl_legs import decode_faults, prefill_faults
 
 BLOCK = 128
@@ -32,6 +33,12 @@ class NixlWorld:
 
     answered: dict[str, tuple[dict[str, Any], list[int]]] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
+    #: Of Mooncake: prompts that were prefilled, by transfer id, and who waits for them.
+    transfers: dict[str, asyncio.Future[tuple[str, list[int]]]] = field(default_factory=dict)
+
+    def transfer(self, transfer_id: str) -> asyncio.Future[tuple[str, list[int]]]:
+        """Where the two legs of a transfer meet: engine id and prompt of the prefill."""
+        return self.transfers.setdefault(transfer_id, asyncio.get_running_loop().create_future())
 
 
 @dataclass
@@ -72,6 +79,7 @@ class FakeVllm:
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/query", self._query)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/v1/completions", self._complete)
         return app
@@ -116,6 +124,16 @@ class FakeVllm:
             ]
         return web.Response(text="\n".join(lines) + "\n")
 
+    @property
+    def engine_id(self) -> str:
+        """Of this life."""
+        return f"engine-{id(self)}-{self.started_s}"
+
+    async def _query(self, request: web.Request) -> web.Response:
+        """Mooncake's bootstrap; on a port of its own in a real server."""
+        del request
+        return web.json_response({"0": {"engine_id": self.engine_id}} if self.has_connector else {})
+
     async def _tokenize(self, request: web.Request) -> web.Response:
         text = (await request.json())["prompt"]
         return web.json_response({"tokens": list(text.encode())})
@@ -131,9 +149,31 @@ class FakeVllm:
             self.aborted.append(name)
             raise
         parameters = body.get("kv_transfer_params") or {}
+        if "transfer_id" in parameters:
+            return await self._paired(request, body, parameters)
         if parameters.get("do_remote_decode"):
             return self._prefill(body)
         return await self._decode(request, body, parameters)
+
+    async def _paired(
+        self, request: web.Request, body: dict[str, Any], parameters: dict[str, Any]
+    ) -> web.StreamResponse:
+        """A leg of Mooncake: decode waits for its prefill, prefill for nobody."""
+        if faults := mooncake_faults(body, request.headers.get("X-data-parallel-rank")):
+            return self._refuse(faults)
+        met = self.world.transfer(parameters["transfer_id"])
+        if parameters["do_remote_decode"]:
+            met.set_result((self.engine_id, body["prompt"]))
+            self.sources["local_compute"] += len(body["prompt"])
+            return web.json_response({"choices": [], "kv_transfer_params": None})
+        try:
+            engine_id, prompt = await met
+        except asyncio.CancelledError:
+            self.aborted.append(request.headers.get("X-Request-Id", ""))
+            raise
+        if (engine_id, prompt) != (parameters["remote_engine_id"], body["prompt"]):
+            return self._refuse(["the legs of the transfer differ in engine or prompt"])
+        return await self._stream(request, body, is_moved=not self.recomputes)
 
     def _prefill(self, body: dict[str, Any]) -> web.StreamResponse:
         if faults := prefill_faults(body):
@@ -173,12 +213,17 @@ class FakeVllm:
             if faults:
                 return self._refuse(faults)
             self.world.uses[request_id] = 1
+        return await self._stream(request, body, is_moved=bool(parameters) and not self.recomputes)
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], *, is_moved: bool
+    ) -> web.StreamResponse:
+        tokens = body["prompt"]
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        if parameters and self.fails_the_pull:
+        if "kv_transfer_params" in body and self.fails_the_pull:
             await response.write(_event({"error": {"message": "KV load failed", "code": 500}}))
             return response
-        is_moved = bool(parameters) and not self.recomputes
         self.sources["external_kv_transfer" if is_moved else "local_compute"] += len(tokens)
         self.moved_bytes += len(tokens) * BYTES_PER_TOKEN * is_moved
         count = body["max_tokens"]

@@ -6,8 +6,11 @@ import asyncio
 import json
 import random
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+from yarl import URL
 
 from controlplane.config_model import ModelConfig
 from controlplane.config_server import EngineServerConfig
@@ -19,10 +22,17 @@ from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
 from workers.engine import EngineSpec
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
-from workers.engines.remote.facts import EngineFacts, check_tokenizer, find_vllm
+from workers.engines.remote.facts import EngineFacts, check_tokenizer, find_mooncake, find_vllm
 from workers.engines.remote.handle import handle_group
 from workers.engines.remote.http import EngineHttp
-from workers.engines.remote.legs import Handoff, KvSide, NixlHandoff, Prompt, plain_leg
+from workers.engines.remote.legs import (
+    Handoff,
+    KvSide,
+    MooncakeHandoff,
+    NixlHandoff,
+    Prompt,
+    plain_leg,
+)
 from workers.engines.remote.output import VllmReader
 from workers.engines.remote.snapshot import Snapshot, vllm_snapshot
 from workers.engines.remote.timing import Timing
@@ -73,18 +83,50 @@ async def open_vllm(
         facts, _ = await wait_for(find, timeout_s=config.start_timeout_s)
         ours = tokenizer.encode_text(_TRIAL_TEXT).to_list()
         await check_tokenizer(http, model=model.name, text=_TRIAL_TEXT, ours=ours)
-        handoff = NixlHandoff(KvSide(host=address.kv_host, port=address.kv_port))
-        timing = await _try(http, handoff, facts, role)
+        server = await _kind(http, config, role, address)
+        timing = await _try(http, server.handoff, facts, role)
         first = await _look(http)
     except BaseException:
         await http.close()
         raise
     spec = _spec(facts, model, tokenizer.vocabulary_size)
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, server=http.url)
-    server = Server(handoff=handoff, reader=VllmReader, look=lambda: _look(http))
     engine = RemoteEngine(http, server, spec, config, timing, first)
     engine.start()
     return engine
+
+
+async def _kind(
+    http: EngineHttp, config: EngineServerConfig, role: Role, address: EngineAddress
+) -> Server:
+    """
+    A vLLM server with the connector that the fleet uses.
+
+    Raises:
+        ConfigError: Mooncake's bootstrap is not where it should be.
+    """
+    if config.connector == "nixl":
+        side = KvSide(host=address.kv_host, port=address.kv_port)
+        return Server(handoff=NixlHandoff(side), reader=VllmReader, look=partial(_look, http))
+    host = address.kv_host or URL(address.url).host
+    bootstrap_url = f"http://{host}:{address.kv_port or config.bootstrap_port}"
+    if role == "decode":
+        # Where to go comes with each handle.
+        handoff = MooncakeHandoff(bootstrap_url=bootstrap_url, engine_id="")
+        return Server(handoff=handoff, reader=VllmReader, look=partial(_look, http))
+    engine_id = await find_mooncake(http, bootstrap_url)
+    handoff = MooncakeHandoff(bootstrap_url=bootstrap_url, engine_id=engine_id)
+    started_s = (await _look(http)).started_s
+
+    async def look() -> Snapshot:
+        nonlocal started_s
+        seen = await _look(http)
+        if seen.started_s != started_s:
+            handoff.move_to(await find_mooncake(http, bootstrap_url))
+            started_s = seen.started_s
+        return seen
+
+    return Server(handoff=handoff, reader=VllmReader, look=look)
 
 
 def _with_sizes(model: ModelConfig) -> EngineServerConfig:
@@ -184,6 +226,13 @@ class _Trial:
 
     async def _prefill_s(self, tokens: int) -> float:
         prompt = self._prompt(tokens)
+        if self._handoff.is_paired:
+            # Its KV would be held for a partner that never comes.
+            leg = plain_leg(prompt, Sampling(temperature=0, output_tokens_max=1))
+            began_s = time.monotonic()
+            async for _ in self._http.events(leg.path, leg.body, leg.headers):
+                continue
+            return time.monotonic() - began_s
         leg = self._handoff.prefill_leg(prompt, self._handoff.begin())
         began_s = time.monotonic()
         self._handoff.handle(await self._http.post(leg.path, leg.body, leg.headers))

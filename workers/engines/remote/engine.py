@@ -127,7 +127,6 @@ class RemoteEngine:
         sampling = context.sampling
         count = len(prompt.tokens)
         tail_tokens = self._spec.block_tokens
-        began_s = time.monotonic()
 
         def leg(handle: dict[str, Any]) -> Leg:
             nonlocal tail_tokens
@@ -144,7 +143,7 @@ class RemoteEngine:
             self._http,
             leg,
             self._server.reader(),
-            first_token_s=lambda: self._first_token_s(count, time.monotonic() - began_s),
+            first_token_s=lambda waited_s: self._first_token_s(count, waited_s),
             claim=lambda: self._pulse.claim(count, tail_tokens=tail_tokens),
             settle=self._pulse.settled,
             on_token=self._token_came,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from controlplane.domain.fingerprint import fingerprint_of
-from controlplane.errors import ConfigError, WorkerRefused
+from controlplane.errors import ConfigError, PeerError, WorkerRefused
 from workers.engines.remote.http import EngineHttp
 from workers.engines.remote.snapshot import Snapshot, vllm_snapshot
 
@@ -105,6 +105,35 @@ async def find_vllm(
         context_tokens_max=context_tokens_max,
     )
     return facts, snapshot
+
+
+async def find_mooncake(http: EngineHttp, bootstrap_url: str) -> str:
+    """
+    Ask a prefill server's Mooncake bootstrap for its engine.
+
+    Args:
+        http: To the server.
+        bootstrap_url: Of its bootstrap.
+
+    Returns:
+        The engine id of data-parallel rank 0.
+
+    Raises:
+        ConfigError: There is no bootstrap, or it knows no engine.
+    """
+    where = f"the Mooncake bootstrap at {bootstrap_url}"
+    advice = (
+        'start the server with --kv-transfer-config \'{"kv_connector":"MooncakeConnector",...}\' and '
+        "say its VLLM_MOONCAKE_BOOTSTRAP_PORT in [model.server] bootstrap_port"
+    )
+    try:
+        ranks = json.loads(await http.get("/query", timeout_s=_ANSWER_S, base=bootstrap_url))
+        engine_id = ranks["0"]["engine_id"]
+    except PeerError as error:
+        raise ConfigError(f"{where}: {error.message}; {advice}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where} knows no engine of rank 0; {advice}") from error
+    return str(engine_id)
 
 
 async def check_tokenizer(http: EngineHttp, *, model: str, text: str, ours: list[int]) -> None:

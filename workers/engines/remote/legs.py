@@ -141,6 +141,10 @@ class MooncakeHandoff:
         self._engine_id = engine_id
         self._rank = rank
 
+    def move_to(self, engine_id: str) -> None:
+        """The prefill server was started anew: legs to its old life would find nobody."""
+        self._engine_id = engine_id
+
     def begin(self) -> dict[str, Any]:
         """The id of the transfer, and where it begins."""
         return {

@@ -36,7 +36,7 @@ class RemoteSequence:
         make_leg: Callable[[dict[str, Any]], Leg],
         reader: OutputReader,
         *,
-        first_token_s: Callable[[], float],
+        first_token_s: Callable[[float], float],
         claim: Callable[[], Claim],
         settle: Callable[[Claim], asyncio.Future[None]],
         on_token: Callable[[float | None], None],
@@ -48,8 +48,9 @@ class RemoteSequence:
             http: To the server.
             make_leg: The decode request for a handle; raises ValueError for a bad one.
             reader: Of the answer's events.
-            first_token_s: Seconds that the engine gets from now until the first token; asked again
-                when they are over, 0 or less ends the request.
+            first_token_s: Seconds that the engine still gets until the first token, by those that it
+                has had since its tokens were asked for; asked again when they are over, 0 or less
+                ends the request. Before that the prefill may run, which has a time of its own.
             claim: Enters the request for proof, at its first token.
             settle: Done when the proof is there.
             on_token: Called for each token, with the seconds since the one before, if there was one.
@@ -69,7 +70,8 @@ class RemoteSequence:
         self._task: asyncio.Task[None] | None = None
         self._claim: Claim | None = None
         self._last_token_s: float | None = None
-        self._is_read = False
+        #: Set when somebody reads the tokens.
+        self._is_read = asyncio.Event()
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -111,7 +113,7 @@ class RemoteSequence:
         """The tokens; closing the stream aborts the request."""
         if self._task is None:
             raise ValueError("the sequence has no handle yet")
-        self._is_read = True
+        self._is_read.set()
         return Stream(self._feed, self.close, asyncio.get_running_loop())
 
     async def settle(self) -> None:
@@ -179,14 +181,17 @@ class RemoteSequence:
 
     def _watch_first_token(self, task: asyncio.Task[None] | None) -> asyncio.Task[None]:
         async def watch() -> None:
-            while (wait_s := self._first_token_s()) > 0:  # noqa: ASYNC110 - a time that moves
+            await self._is_read.wait()
+            began_s = loop.time()
+            while (wait_s := self._first_token_s(loop.time() - began_s)) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(wait_s)
             if task is not None:
                 task.cancel()
 
-        return asyncio.get_running_loop().create_task(watch(), name="first token")
+        loop = asyncio.get_running_loop()
+        return loop.create_task(watch(), name="first token")
 
     def _end(self, error: PrfaasError | None) -> None:
         self._feed.end(error)
-        if error is not None and not self._is_read and not self._is_closed:
+        if error is not None and not self._is_read.is_set() and not self._is_closed:
             self._on_failure(error)

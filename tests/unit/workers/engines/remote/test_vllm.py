@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes.vllm import BYTES_PER_TOKEN, FakeVllm, NixlWorld, a_vllm, said_after
 from worker_builders import until
+from yarl import URL
 
 from controlplane.config_model import ModelConfig
 from controlplane.domain.byte_tokenizer import WIDTH_BYTES
@@ -31,6 +32,7 @@ from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
 from workers.engine import JobContext, KvPiece
 from workers.engines.remote.engine import RemoteEngine
+from workers.engines.remote.handle import unpack_handle
 from workers.engines.remote.sequence import RemoteSequence
 from workers.engines.vllm import open_vllm
 
@@ -56,7 +58,9 @@ async def an_engine(
     fake: FakeVllm, role: Role = "decode", *, key: str = "", **server: Any
 ) -> AsyncIterator[RemoteEngine]:
     """An engine that has found and tried a server."""
-    address = EngineAddress(url=fake.url, api_key=key)
+    # The bootstrap of a fake is on its own port.
+    port = URL(fake.url).port if server.get("connector") == "mooncake" else 0
+    address = EngineAddress(url=fake.url, api_key=key, kv_port=port or 0)
     engine = await open_vllm(a_model(**server), role, address, ByteTokenizer())
     try:
         yield engine
@@ -367,6 +371,93 @@ async def test_a_server_that_was_started_anew_is_counted_anew() -> None:
         assert not sequence.transfer.is_mismatch
         assert later.transfer is not None
         assert later.transfer.evidence == "counted"
+
+
+# --- Mooncake: both legs at once --------------------------------------------------------------
+
+
+async def first_piece(engine: RemoteEngine) -> tuple[KvPiece, Any]:
+    """The handle, which comes before the prefill, and the rest of it."""
+    pieces = engine.prefill(covered(), (), a_context()).pieces()
+    return await anext(pieces), pieces
+
+
+async def test_a_decode_begins_before_its_prefill_has_ended() -> None:
+    async with a_pair(connector="mooncake") as pair:
+        handle, pieces = await first_piece(pair.prefill)
+        decoding = asyncio.ensure_future(answer_of(pair.decode, handle))
+        await until(lambda: len(pair.west.bodies) == 2)
+
+        assert [piece async for piece in pieces] == [], "the handle is all of it"
+
+        said, sequence = await decoding
+        assert said == said_after(PROMPT, 5)
+        assert sequence.transfer is not None
+        assert sequence.transfer.evidence == "counted"
+        assert not sequence.transfer.is_mismatch
+
+
+async def test_a_prefill_that_takes_long_is_not_taken_for_kv_that_does_not_arrive() -> None:
+    async with a_pair(connector="mooncake", transfer_stall_s=0.02, kv_bytes_per_token=1) as pair:
+        handle, pieces = await first_piece(pair.prefill)
+        sequence = pair.decode.begin_import(covered(), (), a_context())
+        sequence.write(handle)
+
+        await asyncio.sleep(0.1)
+
+        assert sequence.is_running
+        await pieces.aclose()
+        sequence.close()
+
+
+async def test_a_decode_whose_prefill_is_gone_is_aborted() -> None:
+    async with a_pair(connector="mooncake") as pair:
+        handle, pieces = await first_piece(pair.prefill)
+        sequence = pair.decode.begin_import(covered(), (), a_context())
+        sequence.write(handle)
+        await until(lambda: len(pair.west.bodies) == 2)
+
+        await pieces.aclose()
+        sequence.close()
+
+        await until(lambda: pair.west.aborted == ["req-1.1"])
+
+
+async def test_each_pair_meets_by_an_id_of_its_own() -> None:
+    async with a_pair(connector="mooncake") as pair:
+        (one, pieces), (other, others) = [await first_piece(pair.prefill) for _ in range(2)]
+
+        assert one.data != other.data
+        await pieces.aclose()
+        await others.aclose()
+
+
+async def test_a_prefill_server_that_was_started_anew_is_asked_for_its_engine_again() -> None:
+    async with a_pair(connector="mooncake") as pair:
+        pair.east.started_s += 1
+
+        async def can_answer() -> bool:
+            handle, pieces = await first_piece(pair.prefill)
+            await pieces.aclose()
+            parameters = unpack_handle(handle.data)["parameters"]
+            return bool(parameters["remote_engine_id"] == pair.east.engine_id)
+
+        async with asyncio.timeout(5):
+            while not await can_answer():  # noqa: ASYNC110 - of another task's poll
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "port", "said"),
+    [({"has_connector": False}, None, "knows no engine of rank 0"), ({}, 1, "no connection")],
+)
+async def test_a_bootstrap_that_is_not_there_is_refused(
+    settings: dict[str, Any], port: int | None, said: str
+) -> None:
+    async with a_vllm(**settings) as fake:
+        address = EngineAddress(url=fake.url, kv_port=port or URL(fake.url).port or 0)
+        with pytest.raises(ConfigError, match=said):
+            await open_vllm(a_model(connector="mooncake"), "prefill", address, ByteTokenizer())
 
 
 async def until_s(is_true: Any) -> None:
