@@ -347,10 +347,10 @@ class FleetConfig(Section):
     @model_validator(mode="after")
     def _servers_have_an_engine(self) -> Self:
         for site in self.datacenters:
-            if self.model.engine != "vllm" and (site.prefill_servers or site.decode_servers):
+            if not self.model.is_served and (site.prefill_servers or site.decode_servers):
                 raise ValueError(
                     f"datacenter {site.name!r} has prefill_servers or decode_servers: they are for "
-                    f'model.engine = "vllm", not {self.model.engine!r}'
+                    f'model.engine = "vllm" or "sglang", not {self.model.engine!r}'
                 )
         return self
 

@@ -27,7 +27,7 @@ class TransformersConfig(Section):
 class ModelConfig(Section):
     """The model that all workers of the fleet serve."""
 
-    engine: Literal["reference", "transformers", "vllm"] = "reference"
+    engine: Literal["reference", "transformers", "vllm", "sglang"] = "reference"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,96}$")] = "prfaas-reference"
     #: Directory with the model's tokenizer files; without one, text is bytes.
     tokenizer: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
@@ -44,17 +44,22 @@ class ModelConfig(Section):
     transformers: TransformersConfig = TransformersConfig()
     server: EngineServerConfig = EngineServerConfig()
 
+    @property
+    def is_served(self) -> bool:
+        """The engine runs in servers of its own, with an agent beside each."""
+        return self.engine in {"vllm", "sglang"}
+
     @model_validator(mode="after")
     def _settings_fit_the_engine(self) -> Self:
         if self.engine == "reference" and self.transformers != TransformersConfig():
             raise ValueError('[model.transformers] is for engine = "transformers"')
-        if self.engine == "vllm" and self.tokenizer is None:
+        if self.is_served and self.tokenizer is None:
             raise ValueError(
-                'engine = "vllm" needs tokenizer = "DIR", the directory with the tokenizer files of '
+                f'engine = "{self.engine}" needs tokenizer = "DIR", the directory with the tokenizer files of '
                 "the served model"
             )
         if self.engine == "reference" and self.tokenizer is not None:
             raise ValueError("the reference model reads bytes: leave tokenizer out")
-        if self.engine != "vllm" and self.server != EngineServerConfig():
-            raise ValueError('[model.server] is for engine = "vllm"')
+        if not self.is_served and self.server != EngineServerConfig():
+            raise ValueError('[model.server] is for engine = "vllm" or "sglang"')
         return self

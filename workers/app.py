@@ -104,7 +104,7 @@ async def run_worker(
 async def _engine(
     fleet: FleetConfig, identity: Identity, address: WorkerAddress, tokenizer: Tokenizer
 ) -> Engine:
-    if fleet.model.engine != "vllm":
+    if not fleet.model.is_served:
         return await _build_engine(fleet)
     return await open_engine(fleet.model, identity.role, address.engine, tokenizer)
 
@@ -117,7 +117,7 @@ async def _build_engine(fleet: FleetConfig) -> Engine:
 def _roles(fleet: FleetConfig, identity: Identity) -> tuple[Role, ...]:
     """Roles that a worker may have in its datacenter; none when it keeps its own."""
     site = fleet.datacenter(identity.datacenter)
-    is_convertible = site is not None and site.convertible and fleet.model.engine != "vllm"
+    is_convertible = site is not None and site.convertible and not fleet.model.is_served
     return ("prefill", "decode") if is_convertible else ()
 
 

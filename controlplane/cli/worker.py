@@ -122,7 +122,7 @@ def _check_engine(fleet: FleetConfig, engine: str | None, engine_url: str | None
         )
     if engine_url is not None and not engine_url.startswith(("http://", "https://")):
         fail(f"--engine-url {engine_url!r} is no http:// or https:// URL", EXIT_CONFIG)
-    if (engine_url is None) == (fleet.model.engine == "vllm"):
+    if (engine_url is None) == fleet.model.is_served:
         advice = "needs --engine-url" if engine_url is None else "takes no --engine-url"
         fail(f"model.engine = {fleet.model.engine!r} {advice}", EXIT_CONFIG)
 

@@ -226,6 +226,7 @@ class FakeVllm:
             return response
         self.sources["external_kv_transfer" if is_moved else "local_compute"] += len(tokens)
         self.moved_bytes += len(tokens) * BYTES_PER_TOKEN * is_moved
+        await response.write(b": a comment\n\n")
         count = body["max_tokens"]
         for number, token in enumerate(said_after(tokens, count), 1):
             if self.dies_after is not None and number > self.dies_after:

@@ -31,6 +31,10 @@ async def open_engine(
             f"engine = {model.engine!r} runs in a server of its own: name it with --engine-url "
             "http://HOST:PORT"
         )
+    if model.engine == "sglang":
+        from workers.engines.sglang import open_sglang  # noqa: PLC0415
+
+        return await open_sglang(model, role, address, tokenizer)
     from workers.engines.vllm import open_vllm  # noqa: PLC0415
 
     return await open_vllm(model, role, address, tokenizer)

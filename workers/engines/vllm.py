@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from yarl import URL
 
 from controlplane.config_model import ModelConfig
 from controlplane.config_server import EngineServerConfig
-from controlplane.domain.kv_sizes import kv_size_of
 from controlplane.errors import ConfigError, PrfaasError, WorkerLost
 from controlplane.observe.logs import get_logger
 from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
-from workers.engine import EngineSpec
+from workers.engines.remote.description import spec_of, with_sizes
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
 from workers.engines.remote.facts import EngineFacts, check_tokenizer, find_mooncake, find_vllm
-from workers.engines.remote.handle import handle_group
 from workers.engines.remote.http import EngineHttp
 from workers.engines.remote.legs import (
     Handoff,
@@ -68,7 +64,7 @@ async def open_vllm(
         PrfaasError: It did not answer within `start_timeout_s`.
     """
     http = EngineHttp(address.url, api_key=address.api_key)
-    config = await asyncio.to_thread(_with_sizes, model)
+    config = await asyncio.to_thread(with_sizes, model)
 
     async def find() -> tuple[EngineFacts, Snapshot]:
         return await find_vllm(
@@ -89,7 +85,7 @@ async def open_vllm(
     except BaseException:
         await http.close()
         raise
-    spec = _spec(facts, model, tokenizer.vocabulary_size)
+    spec = spec_of(facts, model, tokenizer.vocabulary_size)
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, server=http.url)
     engine = RemoteEngine(http, server, spec, config, timing, first)
     engine.start()
@@ -127,41 +123,6 @@ async def _kind(
         return seen
 
     return Server(handoff=handoff, reader=VllmReader, look=look)
-
-
-def _with_sizes(model: ModelConfig) -> EngineServerConfig:
-    """The settings, with the sizes of KV out of the model's own configuration where none are given."""
-    config, path = model.server, Path(model.tokenizer or "") / "config.json"
-    if config.kv_bytes_per_token or config.kv_state_bytes or not path.is_file():
-        return config
-    try:
-        size = kv_size_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        # Not what serves requests: transfers tell it, once there are any.
-        _log.warning("engine.kv_size_unknown", path=str(path), reason=str(error))
-        return config
-    return config.model_copy(
-        update={
-            "kv_bytes_per_token": round(size.bytes_per_token),
-            "kv_state_bytes": round(size.state_bytes),
-        }
-    )
-
-
-def _spec(facts: EngineFacts, model: ModelConfig, vocabulary_size: int) -> EngineSpec:
-    group = handle_group(
-        context_tokens_max=facts.context_tokens_max, block_tokens=facts.block_tokens
-    )
-    return EngineSpec(
-        model=facts.model,
-        fingerprint=facts.fingerprint,
-        vocabulary_size=vocabulary_size,
-        block_tokens=facts.block_tokens,
-        context_tokens_max=facts.context_tokens_max,
-        decode_slots=model.decode_slots,
-        groups=(group,),
-        can_move_prefixes=False,
-    )
 
 
 async def _look(http: EngineHttp) -> Snapshot:

@@ -67,15 +67,15 @@ async def find_vllm(
         PrfaasError: It does not answer yet.
     """
     where = f"the engine at {http.url}"
-    version = await _json(http, "/version", where)
+    version = await read_json(http, "/version", where)
     found = version.get("version")
     if not isinstance(found, str):
         raise ConfigError(
             f"{where} is not vLLM: GET /version says no version. Give --engine-url the base URL of "
             "a vLLM server, without /v1"
         )
-    served = await _json(http, "/v1/models", where)
-    length = _context_of(served, model, where)
+    served = await read_json(http, "/v1/models", where)
+    length = context_of(served, model, where)
     if length < context_tokens_max:
         raise ConfigError(
             f"{where} takes {length} tokens (max_model_len), the fleet promises "
@@ -154,7 +154,13 @@ async def check_tokenizer(http: EngineHttp, *, model: str, text: str, ours: list
         )
 
 
-def _context_of(served: Mapping[str, Any], model: str, where: str) -> int:
+def context_of(served: Mapping[str, Any], model: str, where: str) -> int:
+    """
+    Longest context of a model, from a server's list of models.
+
+    Raises:
+        ConfigError: It is not among them.
+    """
     entries = [one for one in served.get("data", ()) if isinstance(one, dict)]
     for entry in entries:
         if entry.get("id") == model and isinstance(entry.get("max_model_len"), int):
@@ -166,7 +172,14 @@ def _context_of(served: Mapping[str, Any], model: str, where: str) -> int:
     )
 
 
-async def _json(http: EngineHttp, path: str, where: str) -> dict[str, Any]:
+async def read_json(http: EngineHttp, path: str, where: str) -> dict[str, Any]:
+    """
+    The object that a server answers with.
+
+    Raises:
+        ConfigError: It refuses, or answers something else.
+        PrfaasError: It does not answer yet.
+    """
     text = await _text(http, path, where)
     try:
         found = json.loads(text)

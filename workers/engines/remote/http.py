@@ -89,6 +89,8 @@ class EngineHttp:
                 if len(pending) > _EVENT_BYTES_MAX:
                     raise WorkerLost("the engine sends an event without end")
                 for event in whole:
+                    if not event.startswith(b"data:"):
+                        continue  # a comment, as proxies send them to keep a connection
                     data = event.removeprefix(b"data:").strip()
                     if data == b"[DONE]":
                         return

@@ -117,3 +117,39 @@ def vllm_snapshot(text: str) -> Snapshot:
         cache=cache,
         has_nixl="nixl_bytes_transferred_sum" in sums,
     )
+
+
+_SGLANG: Final = (
+    "num_running_reqs", "num_queue_reqs", "token_usage", "prompt_tokens_total",
+    "generation_tokens_total",
+)  # fmt: skip
+_SGLANG_LINE: Final = re.compile(
+    rf"^(?:sglang:({'|'.join(_SGLANG)})|(process_start_time_seconds))(?:\{{(.*)\}})? (\S+)$",
+    re.MULTILINE,
+)
+
+
+def sglang_snapshot(text: str) -> Snapshot:
+    """
+    Read the metrics page of an SGLang server; it does not tell where prompt tokens came from.
+
+    Raises:
+        ValueError: A number is none, or the server was started without metrics.
+    """
+    sums: dict[str, float] = {}
+    for name, started, _, value in _SGLANG_LINE.findall(text):
+        sums[name or started] = sums.get(name or started, 0.0) + float(value)
+    if "num_running_reqs" not in sums:
+        raise ValueError("its /metrics page has no sglang: metrics")
+    tokens = sums.get("prompt_tokens_total", 0.0) + sums.get("generation_tokens_total", 0.0)
+    return Snapshot(
+        running=int(sums["num_running_reqs"]),
+        waiting=int(sums.get("num_queue_reqs", 0)),
+        waiting_for_room=int(sums.get("num_queue_reqs", 0)),
+        kv_use=min(1.0, sums.get("token_usage", 0.0)),
+        output_tokens_total=int(sums.get("generation_tokens_total", 0)),
+        # Whatever moves is a sign of life.
+        steps_total=int(tokens),
+        started_s=sums.get("process_start_time_seconds", 0.0),
+        cache={},
+    )

@@ -13,7 +13,7 @@ _TELLING_TOKENS: Final = 256
 
 @dataclass(slots=True, kw_only=True)
 class Timing:
-    """Running means; the first values come from requests made before the worker registered."""
+    """Running means; the first values come from trial requests, where a server takes any; else 0."""
 
     prefill_s_per_token: float
     prefill_fixed_s: float
@@ -23,8 +23,13 @@ class Timing:
         """A prefill of so many tokens that were not cached took so long."""
         if tokens >= _TELLING_TOKENS:
             per_token_s = max(0.0, compute_s - self.prefill_fixed_s) / tokens
-            self.prefill_s_per_token += _NEWEST_SHARE * (per_token_s - self.prefill_s_per_token)
+            self.prefill_s_per_token = _mean(self.prefill_s_per_token, per_token_s)
 
     def add_step(self, step_s: float) -> None:
         """A decode step took so long."""
-        self.decode_step_s += _NEWEST_SHARE * (step_s - self.decode_step_s)
+        self.decode_step_s = _mean(self.decode_step_s, step_s)
+
+
+def _mean(known: float, new: float) -> float:
+    """Nothing is known yet of a server that could not be tried: its first request tells."""
+    return known + _NEWEST_SHARE * (new - known) if known else new

@@ -1,0 +1,147 @@
+"""SGLang: a pair of servers of which neither works alone, so nothing is tried before it registers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from yarl import URL
+
+from controlplane.config_model import ModelConfig
+from controlplane.errors import ConfigError, WorkerRefused
+from controlplane.observe.logs import get_logger
+from controlplane.tokenizing import Tokenizer
+from controlplane.wire import Role
+from workers.address import EngineAddress
+from workers.engines.remote.description import spec_of, with_sizes
+from workers.engines.remote.engine import RemoteEngine, Server, wait_for
+from workers.engines.remote.facts import EngineFacts, context_of, read_json
+from workers.engines.remote.http import EngineHttp
+from workers.engines.remote.legs import SglangHandoff
+from workers.engines.remote.output import SglangReader
+from workers.engines.remote.snapshot import Snapshot, sglang_snapshot
+from workers.engines.remote.timing import Timing
+
+_log = get_logger()
+
+_LOOK_S: Final = 2.0
+#: Where a server says what it is; the second is the name that it had before.
+_INFO_PATHS: Final = ("/server_info", "/get_server_info")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SglangFacts:
+    """What is known of a server."""
+
+    facts: EngineFacts
+    first: Snapshot
+    #: Of a prefill server; None where it was started without one.
+    bootstrap_port: int | None
+
+
+async def open_sglang(
+    model: ModelConfig, role: Role, address: EngineAddress, tokenizer: Tokenizer
+) -> RemoteEngine:
+    """
+    Wait for an SGLang server and find out what it is.
+
+    Args:
+        model: What the fleet serves.
+        role: What the server does for it.
+        address: Of the server.
+        tokenizer: Of the fleet.
+
+    Raises:
+        ConfigError: It is not what the fleet needs; says which field and what to do.
+        PrfaasError: It did not answer within `start_timeout_s`.
+    """
+    http = EngineHttp(address.url, api_key=address.api_key)
+    config = await asyncio.to_thread(with_sizes, model)
+    try:
+        find = partial(find_sglang, http, model, role)
+        found: SglangFacts = await wait_for(find, timeout_s=config.start_timeout_s)
+    except BaseException:
+        await http.close()
+        raise
+    host = address.kv_host or URL(address.url).host or ""
+    handoff = SglangHandoff(host=host, port=address.kv_port or found.bootstrap_port)
+    spec = spec_of(found.facts, model, tokenizer.vocabulary_size)
+    _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, server=http.url)
+    server = Server(handoff=handoff, reader=SglangReader, look=partial(_look, http))
+    unknown = Timing(prefill_s_per_token=0.0, prefill_fixed_s=0.0, decode_step_s=0.0)
+    engine = RemoteEngine(http, server, spec, config, unknown, found.first)
+    engine.start()
+    return engine
+
+
+async def find_sglang(http: EngineHttp, model: ModelConfig, role: Role) -> SglangFacts:
+    """
+    Ask an SGLang server what it is.
+
+    Raises:
+        ConfigError: It is not SGLang, serves another model, too short a context or the other role,
+            or has no metrics; says which and what to do.
+        PrfaasError: It does not answer yet.
+    """
+    where = f"the engine at {http.url}"
+    info = await _info(http, where)
+    mode = info.get("disaggregation_mode")
+    if mode != role:
+        raise ConfigError(
+            f"{where} was started with --disaggregation-mode {mode or 'null'}, its agent with --role "
+            f"{role}: start one of them otherwise"
+        )
+    length = context_of(await read_json(http, "/v1/models", where), model.name, where)
+    if length < model.context_tokens_max:
+        raise ConfigError(
+            f"{where} takes {length} tokens, the fleet promises model.context_tokens_max = "
+            f"{model.context_tokens_max}: lower that, or start the server with --context-length"
+        )
+    port = info.get("disaggregation_bootstrap_port")
+    facts = EngineFacts(
+        engine="sglang",
+        version=str(info.get("version", "unknown")),
+        connector=str(info.get("disaggregation_transfer_backend", "mooncake")),
+        model=model.name,
+        revision=model.server.revision,
+        cache_dtype=str(info.get("kv_cache_dtype", "auto")),
+        block_tokens=_page_tokens(info, where),
+        context_tokens_max=model.context_tokens_max,
+    )
+    try:
+        first = await _look(http)
+    except (WorkerRefused, ValueError) as error:
+        raise ConfigError(f"{where}: {error}; it needs --enable-metrics") from error
+    return SglangFacts(
+        facts=facts, first=first, bootstrap_port=port if isinstance(port, int) else None
+    )
+
+
+async def _look(http: EngineHttp) -> Snapshot:
+    return sglang_snapshot(await http.get("/metrics", timeout_s=_LOOK_S))
+
+
+async def _info(http: EngineHttp, where: str) -> dict[str, Any]:
+    for path in _INFO_PATHS:
+        try:
+            found = json.loads(await http.get(path, timeout_s=_LOOK_S))
+        except (WorkerRefused, ValueError) as error:
+            if " 401 " in str(error) or " 403 " in str(error):
+                raise ConfigError(f"{where}: {error}; set PRFAAS_ENGINE_API_KEY") from error
+            continue
+        if isinstance(found, dict) and "disaggregation_mode" in found:
+            return found
+    raise ConfigError(
+        f"{where} is not SGLang: GET {_INFO_PATHS[0]} says no disaggregation_mode. Give --engine-url "
+        "the base URL of an SGLang server, without /v1"
+    )
+
+
+def _page_tokens(info: dict[str, Any], where: str) -> int:
+    found = info.get("page_size")
+    if not isinstance(found, int) or found < 1:
+        raise ConfigError(f"{where} says no page_size: use SGLang 0.5 or newer")
+    return found
