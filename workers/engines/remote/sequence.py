@@ -141,6 +141,9 @@ class RemoteSequence:
             self._end(WorkerLost(f"the engine's answer cannot be read: {error}"))
         else:
             self._end(None)
+        finally:
+            # A bug here must not leave a reader waiting.
+            self._feed.end()
 
     async def _read(self, leg: Leg) -> None:
         async with aclosing(self._http.events(leg.path, leg.body, leg.headers)) as events:
