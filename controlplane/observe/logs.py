@@ -27,6 +27,12 @@ EVENTS: Final = frozenset(
         "link.restored",
         "engine.stalled",
         "engine.recovered",
+        "engine.awaited",
+        "engine.found",
+        "engine.silent",
+        "engine.answers",
+        "engine.restarted",
+        "engine.kv_size_unknown",
         "store.degraded",
         "store.restored",
         "state.unreadable",
@@ -75,7 +81,7 @@ FIELDS: Final = frozenset({
     "output_tokens", "attempts", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "prefill_s",
     "transfer_s", "egress_bytes", "predicted_ttft_s", "age_s", "host", "port", "admin_port",
     "kv_port", "count", "segment", "link", "story", "detail", "process", "pid", "exit_status", "url",
-    "version", "is_complete", "gap",
+    "version", "is_complete", "gap", "fingerprint",
 })  # fmt: skip
 
 _dropped_fields_total = 0

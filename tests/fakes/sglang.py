@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from fakes.vllm import said_after
+
+from controlplane.serving import listen
 
 _ROOMS: int = 1 << 63
 _SAMPLING = frozenset({"temperature", "top_p", "max_new_tokens", "sampling_seed"})
@@ -148,11 +149,7 @@ async def an_sglang(
 ) -> AsyncIterator[FakeSglang]:
     """A server on a free port; it may have been sent nothing that is wrong."""
     fake = FakeSglang(rooms, mode, **settings)
-    server = TestServer(fake.application())
-    await server.start_server()
-    fake.url = str(server.make_url("")).rstrip("/")
-    try:
+    async with AsyncExitStack() as stack:
+        fake.url = await listen(stack, fake.application(), "127.0.0.1", 0)
         yield fake
-    finally:
-        await server.close()
     assert not fake.violations

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from fakes.mooncake_legs import mooncake_faults
 from fakes.nixl_legs import decode_faults, prefill_faults
+
+from controlplane.serving import listen
 
 BLOCK = 128
 BYTES_PER_TOKEN = 2048
@@ -249,13 +250,9 @@ class FakeVllm:
 async def a_vllm(world: NixlWorld | None = None, **settings: Any) -> AsyncIterator[FakeVllm]:
     """A server on a free port; it may have been sent nothing that is wrong."""
     fake = FakeVllm(world or NixlWorld(), **settings)
-    server = TestServer(fake.application())
-    await server.start_server()
-    fake.url = str(server.make_url("")).rstrip("/")
-    try:
+    async with AsyncExitStack() as stack:
+        fake.url = await listen(stack, fake.application(), "127.0.0.1", 0)
         yield fake
-    finally:
-        await server.close()
     assert not fake.violations
 
 

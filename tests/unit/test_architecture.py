@@ -32,6 +32,10 @@ HANDED_ON = {
     "controlplane/router/asking.py": (
         "raise PolicyFault(_said(f'it raised {type(error).__name__}: {error}')) from error"
     ),
+    # The library behind it raises bare exceptions.
+    "controlplane/tokenizing/by_files.py": (
+        "raise ConfigError(f'model.tokenizer: {path} cannot be read: {error}') from error"
+    ),
 }
 #: Where anything is caught to clean up, and raised again.
 CLEAN_UPS = {"controlplane/cli/supervisor.py", "controlplane/store/redis_store.py"}
@@ -78,6 +82,8 @@ WALL_CLOCKS = {
     "controlplane/edge/server.py",
     "controlplane/admin/text.py",
     "controlplane/observe/logs.py",
+    # What a template asks for is the day of the model's user.
+    "controlplane/tokenizing/chat_template.py",
 }
 
 

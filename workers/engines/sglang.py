@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -60,16 +61,16 @@ async def open_sglang(
     """
     http = EngineHttp(address.url, api_key=address.api_key)
     config = await asyncio.to_thread(with_sizes, model)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(http.close)
         find = partial(find_sglang, http, model, role)
         found: SglangFacts = await wait_for(find, timeout_s=config.start_timeout_s)
-    except BaseException:
-        await http.close()
-        raise
+        # The engine closes it from now on.
+        stack.pop_all()
     host = address.kv_host or URL(address.url).host or ""
     handoff = SglangHandoff(host=host, port=address.kv_port or found.bootstrap_port)
     spec = spec_of(found.facts, model, tokenizer.vocabulary_size)
-    _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, server=http.url)
+    _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
     server = Server(handoff=handoff, reader=SglangReader, look=partial(_look, http))
     unknown = Timing(prefill_s_per_token=0.0, prefill_fixed_s=0.0, decode_step_s=0.0)
     engine = RemoteEngine(http, server, spec, config, unknown, found.first)

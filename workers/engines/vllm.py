@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
@@ -75,18 +76,18 @@ async def open_vllm(
             connector=config.connector,
         )
 
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(http.close)
         facts, _ = await wait_for(find, timeout_s=config.start_timeout_s)
         ours = tokenizer.encode_text(_TRIAL_TEXT).to_list()
         await check_tokenizer(http, model=model.name, text=_TRIAL_TEXT, ours=ours)
         server = await _kind(http, config, role, address)
         timing = await _try(http, server.handoff, facts, role)
         first = await _look(http)
-    except BaseException:
-        await http.close()
-        raise
+        # The engine closes it from now on.
+        stack.pop_all()
     spec = spec_of(facts, model, tokenizer.vocabulary_size)
-    _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, server=http.url)
+    _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
     engine = RemoteEngine(http, server, spec, config, timing, first)
     engine.start()
     return engine

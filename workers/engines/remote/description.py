@@ -49,7 +49,7 @@ def with_sizes(model: ModelConfig) -> EngineServerConfig:
         size = kv_size_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         # Not what serves requests: transfers tell it, once there are any.
-        _log.warning("engine.kv_size_unknown", path=str(path), reason=str(error))
+        _log.warning("engine.kv_size_unknown", detail=f"{path}: {error}")
         return config
     return config.model_copy(
         update={
