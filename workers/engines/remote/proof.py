@@ -57,7 +57,6 @@ class Ledger:
 
     #: Counts up to which everything is settled; None before the first look.
     settled: Snapshot | None = None
-    mismatches_total: int = 0
     _claims: list[Claim] = field(default_factory=list)
     _looks: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -144,4 +143,3 @@ class Ledger:
             self._claims.remove(claim)
             if evidence != "none" and claim.outside_tokens:
                 self._recent.append(claim.is_mismatch)
-            self.mismatches_total += claim.is_mismatch
