@@ -18,6 +18,7 @@ from controlplane.config_health import HealthConfig, PositiveSeconds, Section
 from controlplane.config_links import LinkConfig, SiteName, TenantConfig, check_names
 from controlplane.config_model import ModelConfig, TransformersConfig
 from controlplane.config_planner import PlannerConfig
+from controlplane.config_server import EngineServer
 from controlplane.config_worker import WorkerConfig
 from controlplane.errors import ConfigError
 from controlplane.store.urls import parse_store_url
@@ -284,9 +285,6 @@ class RouterConfig(Section):
         return self
 
 
-ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s]*)?$", max_length=512)]
-
-
 class DatacenterConfig(Section):
     """A site with workers inside one fast network."""
 
@@ -297,9 +295,9 @@ class DatacenterConfig(Section):
     convertible: bool = False
     #: Address that workers listen on and are reached at.
     host: str = "127.0.0.1"
-    #: Base URLs of the engine servers that `prfaas up` starts an agent for, instead of workers.
-    prefill_servers: Annotated[tuple[ServerUrl, ...], Field(max_length=64)] = ()
-    decode_servers: Annotated[tuple[ServerUrl, ...], Field(max_length=64)] = ()
+    #: Engine servers that `prfaas up` starts an agent for, instead of workers: base URLs, or tables.
+    prefill_servers: Annotated[tuple[EngineServer, ...], Field(max_length=64)] = ()
+    decode_servers: Annotated[tuple[EngineServer, ...], Field(max_length=64)] = ()
 
     @model_validator(mode="before")
     @classmethod

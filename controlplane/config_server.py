@@ -4,9 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from controlplane.config_health import PositiveSeconds, Section
+
+ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s]*)?$", max_length=512)]
+
+
+class ListedServer(Section):
+    """An engine server that `prfaas up` starts an agent for, when more than its URL has to be said."""
+
+    url: ServerUrl
+    #: Its own, written over those of `[model.server]`.
+    kv_events_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    kv_replay_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    def arguments(self) -> list[str]:
+        """Of its agent's command line."""
+        ports = {"events": self.kv_events_port, "replay": self.kv_replay_port}
+        said = [(f"--engine-kv-{name}-port", str(port)) for name, port in ports.items() if port]
+        return ["--engine-url", self.url, *(word for pair in said for word in pair)]
+
+
+def _listed(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+#: A URL alone, or a table.
+EngineServer = Annotated[ListedServer, BeforeValidator(_listed)]
 
 
 class EngineServerConfig(Section):
@@ -31,6 +56,11 @@ class EngineServerConfig(Section):
     transfer_mbit_per_s_min: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 20.0
     #: ... after so long for everything else. A NIXL reader alone waits for ever on a stopped peer.
     transfer_stall_s: PositiveSeconds = 5.0
+    #: Where each server publishes its KV events (the port of `--kv-events-config`, on the host of its
+    #: URL), and where it answers for past ones; 0 for nowhere. Rank n has the n-th port behind it.
+    #: SGLang servers tell theirs.
+    kv_events_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    kv_replay_port: Annotated[int, Field(ge=0, le=65535)] = 0
     #: Attention KV of a token, bytes, and state of a sequence. Without either they come from the
     #: `config.json` beside the tokenizer, and where that does not tell, from counted transfers.
     kv_bytes_per_token: Annotated[int, Field(ge=0, le=1 << 30)] = 0

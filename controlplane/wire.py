@@ -94,6 +94,8 @@ class Load(Message):
     kv_use: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     #: Requests that lost their KV to others, since the engine started.
     preemptions_total: Count = 0
+    #: What the worker tells of its prefix cache is a guess by what was sent to its engine.
+    has_guessed_prefixes: bool = False
 
 
 class Inventory(Message):

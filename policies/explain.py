@@ -85,6 +85,7 @@ class _Looked:
             prediction=self.prediction,
             pending_requests=worker.pending_requests,
             held_tokens=self.held_tokens,
+            is_held_guessed=self.held_tokens > 0 and worker.has_guessed_prefixes,
         )
 
 

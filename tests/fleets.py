@@ -296,7 +296,13 @@ def to_toml(config: FleetConfig) -> str:
 
 
 def _toml_item(name: str, value: Any) -> str:
+    return f"{name} = {_toml_value(value)}"
+
+
+def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
         inner = ", ".join(_toml_item(key, item) for key, item in value.items())
-        return f"{name} = {{ {inner} }}"
-    return f"{name} = {json.dumps(value)}"
+        return f"{{ {inner} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    return json.dumps(value)

@@ -15,6 +15,9 @@ class EngineAddress:
     #: Written over what the server says of itself; empty and 0 for the server's own word.
     kv_host: str = ""
     kv_port: int = 0
+    #: Where it publishes KV events, and where its past ones can be asked for; 0 for the fleet's word.
+    kv_events_port: int = 0
+    kv_replay_port: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -211,6 +211,9 @@ class Agent:
             # One engine runs what two registrations have.
             running=min(load.running, self._slots),
             kv_bytes=load.kv_bytes,
+            kv_use=load.kv_use,
+            preemptions_total=load.preemptions_total,
+            has_guessed_prefixes=load.has_guessed_prefixes,
         )
 
     async def drain(self) -> None:

@@ -171,6 +171,8 @@ def _refresh(process: Process, keeper: RoleKeeper) -> None:
     metrics.kv_bytes.set(load.kv_bytes)
     metrics.kv_use.set(load.kv_use or 0.0)
     metrics.preemptions.set(load.preemptions_total)
+    metrics.guessed_prefixes.set(load.has_guessed_prefixes)
+    metrics.unmatched_prompts.set(counters.unmatched_prompts_total)
     metrics.segments.set(sum(one.readable_segments for one in segments))
     metrics.segment_bytes.set(sum(one.held_bytes for one in segments))
     for pacer in process.pacers:

@@ -198,6 +198,8 @@ class EngineCounters:
     output_tokens_total: int = 0
     #: Units of work finished, whatever came of them: moves as long as the engine does.
     units_total: int = 0
+    #: Prompts that the engine's own events of its prefix cache did not tell of.
+    unmatched_prompts_total: int = 0
 
 
 class Engine(Protocol):

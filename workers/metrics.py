@@ -84,6 +84,16 @@ class WorkerMetrics:
             "Requests that lost their KV to others since the engine started.",
             registry=registry,
         )
+        self.guessed_prefixes = Gauge(
+            "prfaas_prefixes_are_guessed",
+            "1 where routers are told by what was sent to the engine what its prefix cache holds.",
+            registry=registry,
+        )
+        self.unmatched_prompts = Gauge(
+            "prfaas_kv_events_unmatched_prompts",
+            "Prompts that the engine's KV events did not tell of, since the process started.",
+            registry=registry,
+        )
         self.kv_sent_bytes = Gauge(
             "prfaas_kv_egress_bytes",
             "KV bytes sent over a link since the process started.",

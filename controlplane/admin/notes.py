@@ -11,12 +11,13 @@ from controlplane.domain.decision import Candidate, CostTerm, Decision
 from controlplane.router.records import Attempt, DecisionRecord
 from controlplane.router.shadows import ShadowDecision
 
-Topic: TypeAlias = Literal["compared", "copied", "shadow"]
+Topic: TypeAlias = Literal["compared", "copied", "guessed", "shadow"]
 
 #: What each topic is called.
 TITLES: Final[dict[Topic, str]] = {
     "compared": "What was compared",
     "copied": "Copied before",
+    "guessed": "Guessed",
     "shadow": "In the shadow",
 }
 
@@ -51,6 +52,13 @@ def _of(attempt: Attempt) -> Iterator[tuple[Topic, str]]:
             "copied",
             f"{said}, {size(prediction.copy_bytes)} in {seconds(prediction.copy_s)} as predicted",
         )
+    for candidate in decision.candidates:
+        if candidate.is_held_guessed:
+            said = f"{count(candidate.held_tokens)} cached tokens at {candidate.worker_id}"
+            yield (
+                "guessed",
+                f"{said}, by what was sent there: its engine does not tell of its cache",
+            )
     for shadow in attempt.shadows:
         yield "shadow", _shadow(shadow)
 

@@ -139,7 +139,7 @@ class Supervisor:
                     name = f"{role}-{number}"
                     arguments = ["--datacenter", site.name, "--role", role, "--name", name]
                     if servers:
-                        arguments += ["--engine-url", servers[number]]
+                        arguments += servers[number].arguments()
                     commands.append((f"{site.name}/{name}", ["worker", *arguments]))
         return commands
 

@@ -61,6 +61,18 @@ class HostPort(click.ParamType[str]):
     help="Where other datacenters reach that server's KV, if not there.",
 )
 @click.option("--engine-kv-port", type=click.IntRange(0, 65535), default=0, help="And the port.")
+@click.option(
+    "--engine-kv-events-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Where that server publishes KV events; 0 for the fleet file's word.",
+)
+@click.option(
+    "--engine-kv-replay-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="And where it answers for past ones.",
+)
 def worker(
     *,
     fleet_path: Path | None,
@@ -77,6 +89,8 @@ def worker(
     engine_url: str | None,
     engine_kv_host: str,
     engine_kv_port: int,
+    engine_kv_events_port: int,
+    engine_kv_replay_port: int,
 ) -> None:
     """Run one worker of a fleet, or the agent of an engine server. Needs REDIS_URL."""
     environment = read_environment()
@@ -108,6 +122,8 @@ def worker(
                 api_key=environment.engine_api_key,
                 kv_host=engine_kv_host,
                 kv_port=engine_kv_port,
+                kv_events_port=engine_kv_events_port,
+                kv_replay_port=engine_kv_replay_port,
             ),
         ),
     )

@@ -55,6 +55,8 @@ class WorkerView(_Filed):
     is_draining: bool = False
     #: It can go on with an output that another worker has begun (decode workers).
     can_resume: bool = False
+    #: What is known of its prefix cache is a guess by what was sent to it: its engine does not tell.
+    has_guessed_prefixes: bool = False
     #: Another worker can copy what its prefix cache holds.
     can_export_prefix: bool = False
     #: It failed a request a moment ago, or is silent, and gets no new work for a while.

@@ -210,6 +210,8 @@ class Candidate:
     #: For decode candidates: requests it has, and leading tokens of the prompt it holds.
     pending_requests: int = 0
     held_tokens: int = 0
+    #: What it holds is a guess by what was sent there: its engine does not tell.
+    is_held_guessed: bool = False
 
 
 #: What a decision tells of the workers: candidates, those omitted by reason, the margin.

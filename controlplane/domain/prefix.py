@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from controlplane.domain.tokens import TokenIds
 
@@ -42,18 +42,66 @@ def block_hashes(tokens: TokenIds, *, block_tokens: int, scope: str) -> tuple[Bl
         One hash of 16 bytes for each full block. The chain itself runs over all 32 bytes of
         SHA-256: shortening happens at the end, and keys stay small.
     """
-    if block_tokens <= 0:
-        raise ValueError(f"block_tokens must be positive, not {block_tokens}")
     step = block_tokens * tokens.width_bytes
     view = memoryview(tokens.data)
-    # The scope's length ends the header where it ends, whatever the tokens spell after it.
-    parent = sha256(f"{len(scope)}:{scope}:{block_tokens}:{tokens.width_bytes}".encode())
+    parent = _root(block_tokens, tokens.width_bytes, scope)
     hashes: list[BlockHash] = []
     for start in range(0, len(view) - step + 1, step):
         # Copying the running state and feeding it one block keeps the whole chain in one digest.
         parent.update(view[start : start + step])
         hashes.append(parent.copy().digest()[:BLOCK_HASH_BYTES])
     return tuple(hashes)
+
+
+class BlockChain:
+    """
+    One block of a chain that grows block by block, as engines tell of their caches.
+
+    `BlockChain.root(...).extend(first).extend(second).block` is the second of `block_hashes`.
+    """
+
+    __slots__ = ("_state", "block")
+
+    def __init__(self, state: _Digest) -> None:
+        self._state = state
+        #: The prefix that ends here.
+        self.block: BlockHash = state.digest()[:BLOCK_HASH_BYTES]
+
+    def __repr__(self) -> str:
+        return f"<BlockChain {self.block.hex()}>"
+
+    @classmethod
+    def root(cls, *, block_tokens: int, width_bytes: int, scope: str) -> BlockChain:
+        """Where every chain of a scope begins; its own `block` names no block."""
+        return cls(_root(block_tokens, width_bytes, scope))
+
+    def extend(self, packed: bytes | memoryview) -> BlockChain:
+        """
+        The next block.
+
+        Args:
+            packed: Its tokens, as `TokenIds` packs them: exactly one block.
+        """
+        state = self._state.copy()
+        state.update(packed)
+        return BlockChain(state)
+
+
+def _root(block_tokens: int, width_bytes: int, scope: str) -> _Digest:
+    if block_tokens <= 0:
+        raise ValueError(f"block_tokens must be positive, not {block_tokens}")
+    # The scope's length ends the header where it ends, whatever the tokens spell after it.
+    return sha256(f"{len(scope)}:{scope}:{block_tokens}:{width_bytes}".encode())
+
+
+class _Digest(Protocol):
+    """A running hash."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def copy(self) -> _Digest: ...
+
+    def digest(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,7 @@ class KnownWorker:
             is_draining=beat.is_draining,
             can_resume=beat.can_resume,
             can_export_prefix=beat.can_export_prefix,
+            has_guessed_prefixes=beat.load.has_guessed_prefixes,
             is_suspect=now_s < health.suspect_until_s or silence_s >= rules.silent_s,
             is_ejected=now_s < health.ejected_until_s,
             is_needed=self.is_needed,

@@ -59,7 +59,9 @@ def _ask(url: str, **body: Any) -> Answer:
 def a_fleet(east: VllmServer, west: VllmServer, *, bytes_per_token: int = 0) -> FleetConfig:
     """Prefill in east and, if that fails, in west; decode in west and, if that fails, in east."""
     sites = [
-        DatacenterConfig(name=name, prefill_servers=(server.url,), decode_servers=(server.url,))
+        DatacenterConfig(
+            name=name, prefill_servers=(server.listed(),), decode_servers=(server.listed(),)
+        )
         for name, server in (("east", east), ("west", west))
     ]
     links = [

@@ -17,12 +17,15 @@ from typing import IO, Any
 import pytest
 from fleets import Answer, get, parse_metrics, post, wait_for
 
+from controlplane.config_server import ListedServer
 from real_vllm.network import Site
 
 MODEL = "tiny"
 CONTEXT_TOKENS = 4096
 #: 24 to 33 s on a quiet machine with two cores, 90 s under load.
 START_S = 240.0
+#: Ports behind that of its side channel: of its KV events, and of their past.
+_EVENTS, _REPLAY = 100, 200
 #: Layers, keys and values, heads, width, bytes of bfloat16.
 DENSE_BYTES_PER_TOKEN = 4 * 2 * 2 * 64 * 2
 
@@ -79,8 +82,22 @@ class VllmServer:
         """Base of its API."""
         return f"http://{self.site.host}:{self.port}"
 
+    def listed(self) -> ListedServer:
+        """As a fleet names it."""
+        return ListedServer(
+            url=self.url,
+            kv_events_port=self.kv_port + _EVENTS,
+            kv_replay_port=self.kv_port + _REPLAY,
+        )
+
     def start(self) -> None:
         """Start it, without waiting."""
+        events = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://*:{self.kv_port + _EVENTS}",
+            "replay_endpoint": f"tcp://*:{self.kv_port + _REPLAY}",
+        }
         transfer = {
             "kv_connector": "NixlConnector",
             "kv_role": "kv_both",
@@ -96,6 +113,7 @@ class VllmServer:
                 *("--host", self.site.host, "--port", str(self.port)),
                 *("--served-model-name", MODEL, "--max-model-len", str(CONTEXT_TOKENS)),
                 *("--enforce-eager", "--num-gpu-blocks-override", "256"),
+                *("--enable-prefix-caching", "--kv-events-config", json.dumps(events)),
                 *("--enable-prompt-tokens-details", "--kv-transfer-config", json.dumps(transfer)),
             ],
             stdin=subprocess.DEVNULL,

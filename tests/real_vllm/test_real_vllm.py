@@ -54,6 +54,22 @@ def test_a_completion_over_the_link_is_that_of_one_server_token_for_token(dense:
         assert answer.json()["choices"][0]["text"] == alone.json()["choices"][0]["text"], count
 
 
+def test_the_router_finds_a_prefix_that_the_servers_own_events_told_of(dense: Both) -> None:
+    ids = some_ids(700, seed=41)
+    assert dense.complete(prompt=ids).status == 200
+    decisions = []
+
+    def is_found() -> bool:
+        time.sleep(1)
+        # Longer each time: the same prompt again would be told of by its own answer.
+        answer = dense.complete(prompt=[*ids, *some_ids(len(decisions) + 1, seed=len(decisions))])
+        decisions.append(dense.fleet.record(answer)["attempts"][0]["decision"])
+        return any(one["held_tokens"] == 640 for one in decisions[-1]["candidates"])
+
+    wait_for(is_found, 30)
+    assert not any(one["is_held_guessed"] for one in decisions[-1]["candidates"])
+
+
 def test_a_chat_over_the_link_is_that_of_one_server_streamed_or_not(dense: Both) -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": QUESTION}]
     alone = dense.west.ask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +13,14 @@ from typing import Any, Final
 from yarl import URL
 
 from controlplane.config_model import ModelConfig
+from controlplane.config_server import EngineServerConfig
 from controlplane.errors import ConfigError, WorkerRefused
 from controlplane.observe.logs import get_logger
 from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role
 from workers.address import EngineAddress
-from workers.engines.remote.description import spec_of, with_sizes
+from workers.engines.kv_events.follower import EventSource
+from workers.engines.remote.description import event_sources, prefixes_of, spec_of, with_sizes
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
 from workers.engines.remote.facts import EngineFacts, context_of, read_json
 from workers.engines.remote.http import EngineHttp
@@ -41,6 +44,8 @@ class SglangFacts:
     first: Snapshot
     #: Of a prefill server; None where it was started without one.
     bootstrap_port: int | None
+    #: What it says of its KV events; empty where it publishes none.
+    events: Mapping[str, Any]
 
 
 async def open_sglang(
@@ -73,7 +78,8 @@ async def open_sglang(
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
     server = Server(handoff=handoff, reader=SglangReader, look=partial(_look, http))
     unknown = Timing(prefill_s_per_token=0.0, prefill_fixed_s=0.0, decode_step_s=0.0)
-    engine = RemoteEngine(http, server, spec, config, unknown, found.first)
+    prefixes = prefixes_of(spec, config, found.first, _sources(address, config, found.events))
+    engine = RemoteEngine(http, server, spec, config, unknown, found.first, prefixes=prefixes)
     engine.start()
     return engine
 
@@ -116,9 +122,30 @@ async def find_sglang(http: EngineHttp, model: ModelConfig, role: Role) -> Sglan
         first = await _look(http)
     except (WorkerRefused, ValueError) as error:
         raise ConfigError(f"{where}: {error}; it needs --enable-metrics") from error
+    events = info.get("kv_events")
     return SglangFacts(
-        facts=facts, first=first, bootstrap_port=port if isinstance(port, int) else None
+        facts=facts,
+        first=first,
+        bootstrap_port=port if isinstance(port, int) else None,
+        events=events if isinstance(events, dict) else {},
     )
+
+
+def _sources(
+    address: EngineAddress, config: EngineServerConfig, said: Mapping[str, Any]
+) -> list[EventSource]:
+    """Where it publishes: the operator's word, or its own."""
+
+    def number(name: str) -> int:
+        found = said.get(name)
+        return found if isinstance(found, int) and found > 0 else 0
+
+    told = EngineAddress(
+        url=address.url,
+        kv_events_port=address.kv_events_port or number("endpoint_port_base"),
+        kv_replay_port=address.kv_replay_port or number("replay_endpoint_port_base"),
+    )
+    return event_sources(told, config, max(1, number("dp_size")))
 
 
 async def _look(http: EngineHttp) -> Snapshot:

@@ -18,7 +18,7 @@ from controlplane.observe.logs import get_logger
 from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
-from workers.engines.remote.description import spec_of, with_sizes
+from workers.engines.remote.description import event_sources, prefixes_of, spec_of, with_sizes
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
 from workers.engines.remote.facts import EngineFacts, check_tokenizer, find_mooncake, find_vllm
 from workers.engines.remote.http import EngineHttp
@@ -88,7 +88,8 @@ async def open_vllm(
         stack.pop_all()
     spec = spec_of(facts, model, tokenizer.vocabulary_size)
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
-    engine = RemoteEngine(http, server, spec, config, timing, first)
+    prefixes = prefixes_of(spec, config, first, event_sources(address, config, first.ranks))
+    engine = RemoteEngine(http, server, spec, config, timing, first, prefixes=prefixes)
     engine.start()
     return engine
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
+
+from yarl import URL
 
 from controlplane.config_model import ModelConfig
 from controlplane.config_server import EngineServerConfig
 from controlplane.domain.kv_sizes import kv_size_of
+from controlplane.errors import ConfigError
 from controlplane.observe.logs import get_logger
+from workers.address import EngineAddress
 from workers.engine import EngineSpec
+from workers.engines.kv_events.follower import EventSource
+from workers.engines.kv_events.prefixes import CachedPrefixes
 from workers.engines.remote.facts import EngineFacts
 from workers.engines.remote.handle import handle_group
+from workers.engines.remote.snapshot import Snapshot
 
 _log = get_logger()
+
+_PORT_MAX: Final = 65_535
 
 
 def spec_of(facts: EngineFacts, model: ModelConfig, vocabulary_size: int) -> EngineSpec:
@@ -56,4 +66,47 @@ def with_sizes(model: ModelConfig) -> EngineServerConfig:
             "kv_bytes_per_token": round(size.bytes_per_token),
             "kv_state_bytes": round(size.state_bytes),
         }
+    )
+
+
+def event_sources(
+    address: EngineAddress, config: EngineServerConfig, ranks: int
+) -> list[EventSource]:
+    """
+    Where the ranks of a server publish KV events; none where nobody says so.
+
+    Raises:
+        ConfigError: There are more ranks than ports behind the first.
+    """
+    port = address.kv_events_port or config.kv_events_port
+    replay_port = address.kv_replay_port or config.kv_replay_port
+    if not port:
+        return []
+    if max(port, replay_port) + ranks - 1 > _PORT_MAX:
+        raise ConfigError(
+            f"the engine at {address.url} has {ranks} ranks, whose KV events would begin at port {port} "
+            f"and their past at {replay_port}: that ends beyond {_PORT_MAX}"
+        )
+    host = URL(address.url).host or ""
+    return [
+        EventSource(host, port + rank, replay_port and replay_port + rank) for rank in range(ranks)
+    ]
+
+
+def prefixes_of(
+    spec: EngineSpec, config: EngineServerConfig, first: Snapshot, sources: list[EventSource]
+) -> CachedPrefixes:
+    """
+    What its prefix cache holds, as far as that can be known.
+
+    Args:
+        spec: What it is.
+        config: With the sizes of its KV.
+        first: A look at it.
+        sources: Of its events.
+    """
+    if first.cache.get("enable_prefix_caching") == "False":
+        return CachedPrefixes.of_nothing()
+    return CachedPrefixes.of_server(
+        spec, sources, cache_tokens=first.cache_tokens, has_state=config.kv_state_bytes > 0
     )

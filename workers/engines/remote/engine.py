@@ -15,12 +15,14 @@ from controlplane.errors import PrfaasError
 from controlplane.observe.logs import get_logger
 from controlplane.wire import Load, Profile, Sampling
 from workers.engine import EngineCounters, EngineSpec, JobContext, KvImport, KvPiece, TokenOut
+from workers.engines.kv_events.prefixes import CachedPrefixes
 from workers.engines.local.stream import Stream
 from workers.engines.remote.handle import ORIGIN, PARAMETERS
 from workers.engines.remote.http import EngineHttp
 from workers.engines.remote.legs import Handoff, Leg, Prompt, plain_leg
 from workers.engines.remote.output import OutputReader
 from workers.engines.remote.prefill import RemotePrefill
+from workers.engines.remote.proof import Claim
 from workers.engines.remote.pulse import Pulse
 from workers.engines.remote.sequence import RemoteSequence
 from workers.engines.remote.snapshot import Snapshot
@@ -60,7 +62,7 @@ class RemoteEngine:
         timing: Timing,
         first: Snapshot,
         *,
-        inventory: Callable[..., InventoryDelta] | None = None,
+        prefixes: CachedPrefixes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -71,7 +73,7 @@ class RemoteEngine:
             config: Of the fleet.
             timing: Times of its first requests.
             first: The look that `spec` was made from.
-            inventory: Changes of its prefix cache; None where nobody tells of them.
+            prefixes: What its prefix cache holds; None for nothing. Closed with this.
             clock: Monotonic seconds.
         """
         self._http = http
@@ -79,9 +81,11 @@ class RemoteEngine:
         self._spec = spec
         self._config = config
         self._timing = timing
-        self._inventory = inventory
+        self._prefixes = prefixes or CachedPrefixes.of_nothing()
         self._turns = Turns(clock)
-        self._pulse = Pulse(server.look, config, first, clock=clock)
+        self._pulse = Pulse(
+            server.look, config, first, clock=clock, on_restart=self._prefixes.restarted
+        )
         self._prefills: set[RemotePrefill] = set()
         self._sequences: set[RemoteSequence] = set()
         self._prefilled_tokens = 0
@@ -93,6 +97,7 @@ class RemoteEngine:
     def start(self) -> None:
         """Follow the server from now on."""
         self._pulse.start()
+        self._prefixes.start()
 
     @property
     def spec(self) -> EngineSpec:
@@ -103,7 +108,6 @@ class RemoteEngine:
         self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
     ) -> RemotePrefill:
         """One prefill request; see the contract."""
-        del hashes
         return RemotePrefill(
             self._http,
             self._server.handoff,
@@ -113,20 +117,23 @@ class RemoteEngine:
             handle_bytes=self._spec.groups[0].fixed_bytes,
             covered_tokens=len(tokens),
             on_begin=self._prefills.add,
-            on_end=self._prefill_ended,
+            on_end=lambda run: self._prefill_ended(run, hashes),
         )
 
     def begin_import(
         self, tokens: TokenIds, hashes: Sequence[BlockHash], context: JobContext | None = None
     ) -> RemoteSequence:
         """A decode request that waits for its handle; see the contract."""
-        del hashes
         prompt = self._prompt(tokens, context)
         assert context is not None, "a prompt has a context"
         assert context.sampling is not None, "a decode job says how to sample"
         sampling = context.sampling
         count = len(prompt.tokens)
         tail_tokens = self._spec.block_tokens
+
+        def claim() -> Claim:
+            self._prefixes.sent(hashes, prompt.scope)
+            return self._pulse.claim(count, tail_tokens=tail_tokens)
 
         def leg(handle: dict[str, Any]) -> Leg:
             nonlocal tail_tokens
@@ -144,7 +151,7 @@ class RemoteEngine:
             leg,
             self._server.reader(),
             first_token_s=lambda waited_s: self._first_token_s(count, waited_s),
-            claim=lambda: self._pulse.claim(count, tail_tokens=tail_tokens),
+            claim=claim,
             settle=self._pulse.settled,
             on_token=self._token_came,
             on_failure=context.on_failure,
@@ -176,9 +183,7 @@ class RemoteEngine:
 
     def take_inventory_delta(self, *, is_full: bool) -> InventoryDelta:
         """What is known of the server's prefix cache."""
-        if self._inventory is None:
-            return InventoryDelta(is_full=is_full, stored={}, removed=())
-        return self._inventory(is_full=is_full)
+        return self._prefixes.take(is_full=is_full)
 
     def load(self) -> Load:
         """Its queue as this agent and the server's own metrics know it, whichever knows more."""
@@ -191,6 +196,7 @@ class RemoteEngine:
             kv_bytes=round(seen.kv_use * self._pulse.cache_tokens * self._bytes_per_token),
             kv_use=seen.kv_use,
             preemptions_total=seen.preemptions_total,
+            has_guessed_prefixes=self._prefixes.is_approximate,
         )
 
     def profile(self) -> Profile:
@@ -214,6 +220,7 @@ class RemoteEngine:
             output_tokens_total=self._output_tokens,
             # Whatever moves is a sign of life.
             units_total=seen.steps_total + self._output_tokens + self._prefilled_tokens,
+            unmatched_prompts_total=self._prefixes.unmatched_total,
         )
 
     def failure(self) -> str | None:
@@ -233,6 +240,7 @@ class RemoteEngine:
         """Abort all requests and close all connections. Idempotent."""
         for sequence in tuple(self._sequences):
             sequence.close()
+        await self._prefixes.close()
         await self._pulse.close()
         await self._http.close()
 
@@ -256,12 +264,13 @@ class RemoteEngine:
             scope=context.scope,
         )
 
-    def _prefill_ended(self, run: RemotePrefill) -> None:
+    def _prefill_ended(self, run: RemotePrefill, hashes: Sequence[BlockHash]) -> None:
         self._prefills.discard(run)
         computed = run.tokens_left - run.cached_tokens
         if run.compute_s > 0:
             self._prefilled_tokens += computed
             self._timing.add_prefill(computed, run.compute_s)
+            self._prefixes.sent(hashes, run.scope)
 
     def _token_came(self, gap_s: float | None) -> None:
         self._output_tokens += 1

@@ -58,6 +58,11 @@ class RemotePrefill:
         return f"<RemotePrefill of {self._covered_tokens} tokens>"
 
     @property
+    def scope(self) -> str:
+        """Of its prompt."""
+        return self._prompt.scope
+
+    @property
     def tokens_left(self) -> int:
         """Tokens that the server may still have to compute for it."""
         return self._covered_tokens

@@ -27,10 +27,12 @@ class Pulse:
         first: Snapshot,
         *,
         clock: Callable[[], float],
+        on_restart: Callable[[], None],
     ) -> None:
         self._look = look
         self._config = config
         self._clock = clock
+        self._on_restart = on_restart
         self._heard_s = clock()
         self._is_silent = False
         self._wake = asyncio.Event()
@@ -39,7 +41,7 @@ class Pulse:
         self.ledger = Ledger(settled=first if first.sources is not None else None)
         #: The last look.
         self.snapshot = first
-        self.cache_tokens = _cache_tokens(first)
+        self.cache_tokens = first.cache_tokens
 
     def __repr__(self) -> str:
         return f"<Pulse {self.failure or 'well'}>"
@@ -138,10 +140,6 @@ class Pulse:
         if seen.started_s != self.snapshot.started_s:
             _log.warning("engine.restarted")
             self.ledger.restart(seen)
+            self._on_restart()
         self._heard_s, self._is_silent = self._clock(), False
         self.snapshot = seen
-
-
-def _cache_tokens(seen: Snapshot) -> int:
-    block, blocks = seen.cache.get("block_size", ""), seen.cache.get("num_gpu_blocks", "")
-    return int(block) * int(blocks) if block.isdecimal() and blocks.isdecimal() else 0

@@ -51,12 +51,21 @@ class Snapshot:
     #: What the connector moved into this engine: bytes, and seconds.
     moved_bytes_total: int = 0
     moving_s_total: float = 0.0
+    #: Data-parallel ranks behind the URL.
+    ranks: int = 1
     #: Unix time at which the process started; another one is another life. 0 where it is not told.
     started_s: float = 0.0
     #: Of the cache, as the engine configured itself.
     cache: Mapping[str, str]
     #: Whether there are metrics of the NIXL connector.
     has_nixl: bool = False
+
+    @property
+    def cache_tokens(self) -> int:
+        """Room of its cache; 0 where it does not tell."""
+        block = self.cache.get("block_size", "")
+        blocks = self.cache.get("num_gpu_blocks", "")
+        return int(block) * int(blocks) if block.isdecimal() and blocks.isdecimal() else 0
 
 
 #: Metrics of vLLM 0.11 to 0.33; others are passed over unread.
@@ -114,6 +123,7 @@ def vllm_snapshot(text: str) -> Snapshot:
         moved_bytes_total=whole("nixl_bytes_transferred_sum"),
         moving_s_total=sums.get("nixl_xfer_time_seconds_sum", 0.0),
         started_s=sums.get("process_start_time_seconds", 0.0),
+        ranks=max(1, ranks),
         cache=cache,
         has_nixl="nixl_bytes_transferred_sum" in sums,
     )
