@@ -192,3 +192,16 @@ def test_a_stream_goes_on_when_its_decode_server_is_killed(dense: Both) -> None:
     text = streamed(Answer(200, {}, body))
     assert text == alone.json()["choices"][0]["text"]
     assert again.status == 200
+    # Tests run in any order: the next one finds both sites well.
+    seeds = itertools.count(900)
+    wait_for(lambda: all(_crosses(dense, seeds) for _ in range(3)), 60)
+
+
+def _crosses(dense: Both, seeds: Iterator[int]) -> bool:
+    time.sleep(0.5)
+    answer = dense.complete(prompt=some_ids(200, next(seeds)), max_tokens=1)
+    sites = [
+        answer.headers.get(f"x-prfaas-{role}", "").partition("/")[0]
+        for role in ("prefill", "decode")
+    ]
+    return sorted(sites) == ["east", "west"]
