@@ -70,6 +70,7 @@ async def open_sglang(
         stack.push_async_callback(http.close)
         find = partial(find_sglang, http, model, role)
         found: SglangFacts = await wait_for(find, timeout_s=config.start_timeout_s)
+        sources = _sources(address, config, found.events)
         # The engine closes it from now on.
         stack.pop_all()
     host = address.kv_host or URL(address.url).host or ""
@@ -78,7 +79,7 @@ async def open_sglang(
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
     server = Server(handoff=handoff, reader=SglangReader, look=partial(_look, http))
     unknown = Timing(prefill_s_per_token=0.0, prefill_fixed_s=0.0, decode_step_s=0.0)
-    prefixes = prefixes_of(spec, config, found.first, _sources(address, config, found.events))
+    prefixes = prefixes_of(spec, config, found.first, sources)
     engine = RemoteEngine(http, server, spec, config, unknown, found.first, prefixes=prefixes)
     engine.start()
     return engine

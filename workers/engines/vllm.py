@@ -84,11 +84,12 @@ async def open_vllm(
         server = await _kind(http, config, role, address)
         timing = await _try(http, server.handoff, facts, role)
         first = await _look(http)
+        sources = event_sources(address, config, first.ranks)
         # The engine closes it from now on.
         stack.pop_all()
     spec = spec_of(facts, model, tokenizer.vocabulary_size)
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
-    prefixes = prefixes_of(spec, config, first, event_sources(address, config, first.ranks))
+    prefixes = prefixes_of(spec, config, first, sources)
     engine = RemoteEngine(http, server, spec, config, timing, first, prefixes=prefixes)
     engine.start()
     return engine

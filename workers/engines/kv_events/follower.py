@@ -44,12 +44,20 @@ class EventSource:
 class EventFollower:
     """Feeds an inventory from its sources until it is closed. Connections that break come back by themselves."""
 
-    def __init__(self, sources: Sequence[EventSource], inventory: ServerInventory) -> None:
+    def __init__(
+        self,
+        sources: Sequence[EventSource],
+        inventory: ServerInventory,
+        *,
+        replay_s: float = _REPLAY_S,
+    ) -> None:
         """
         Args:
             sources: One for each rank, in order.
             inventory: With as many.
+            replay_s: A replay that brings nothing for so long has ended.
         """
+        self._replay_s = replay_s
         self._sources = tuple(sources)
         self._inventory = inventory
         self._orders = tuple(EventOrder(can_replay=bool(one.replay_port)) for one in sources)
@@ -99,12 +107,15 @@ class EventFollower:
     async def _replay(self, rank: int, live: Any, poller: zmq.asyncio.Poller) -> None:  # noqa: ANN401 - a socket
         """Ask for the past, and let what comes live wait."""
         source, order = self._sources[rank], self._orders[rank]
-        start = order.replay_from or 0
+        start, loop = order.replay_from or 0, asyncio.get_running_loop()
         with self._socket(zmq.DEALER, source.host, source.replay_port) as past:
             poller.register(past, zmq.POLLIN)
             try:
                 await past.send_multipart([b"", start.to_bytes(_NUMBER_BYTES, "big")])
-                while ready := dict(await poller.poll(round(_REPLAY_S * 1000))):
+                # Only the past itself is progress: live batches must not keep a dead replay open.
+                deadline_s = loop.time() + self._replay_s
+                while (left_s := deadline_s - loop.time()) > 0:
+                    ready = dict(await poller.poll(max(1, round(left_s * 1000))))
                     if live in ready:
                         await self._read_live(rank, live)
                     if past not in ready:
@@ -114,6 +125,7 @@ class EventFollower:
                         break
                     if (numbered := _numbered(frames)) is not None:
                         self._take(rank, order.replayed(*numbered))
+                    deadline_s = loop.time() + self._replay_s
                     # Ten thousand of them must not hold up everybody else.
                     await asyncio.sleep(0)
             finally:

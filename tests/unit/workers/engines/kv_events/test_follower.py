@@ -133,3 +133,22 @@ async def test_garbage_ends_nothing() -> None:
         await world.publisher.store(2, 3)
 
         await world.holds(1, 3)
+
+
+async def test_live_batches_are_taken_although_nobody_answers_for_the_past() -> None:
+    publisher = Publisher()
+    index = BlockIndex(block_tokens=1, width_bytes=2)
+    # The port of the live batches, which answers no question.
+    source = EventSource("127.0.0.1", publisher.port, publisher.port)
+    follower = EventFollower([source], ServerInventory([index], None), replay_s=0.2)
+    follower.start()
+    number = 0
+    try:
+        while not index.entries:
+            await publisher.store(number, number % 60_000)
+            number += 1
+            # Far more often than a replay may be silent.
+            await asyncio.sleep(0.002)
+    finally:
+        await follower.close()
+        await publisher.close()
