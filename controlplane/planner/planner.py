@@ -24,7 +24,7 @@ from controlplane.planner.early import early_reason, rate_to_plan_for
 from controlplane.planner.facts import FleetFacts, fleet_facts
 from controlplane.planner.links import looked, steady_bps
 from controlplane.planner.meter import TrafficMeter
-from controlplane.planner.profile_fit import Normals, fit
+from controlplane.domain.throughput.profile_fit import Normals, fit
 from controlplane.planner.publication import Memory, next_plan
 from controlplane.planner.role_changes import RoleChanges
 from controlplane.planner.solving import Problem, Solutions, Unsolvable, solve

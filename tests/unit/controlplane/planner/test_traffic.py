@@ -9,7 +9,7 @@ import pytest
 from planner_builders import a_demand
 
 from controlplane.planner.histogram import of_lengths
-from controlplane.planner.profile_fit import Normals, seen
+from controlplane.domain.throughput.profile_fit import Normals, seen
 from controlplane.planner.traffic import Demand, SiteTraffic, decode_demand, encode_demand, summed
 
 

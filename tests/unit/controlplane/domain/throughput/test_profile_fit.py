@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from controlplane.domain.throughput.profile import QuadraticPrefill
-from controlplane.planner.profile_fit import OUTLIER_RATIO, Normals, fit, seen, summed
+from controlplane.domain.throughput.profile_fit import OUTLIER_RATIO, Normals, fit, seen, summed
 
 TRUE = QuadraticPrefill(fixed_s=0.37, s_per_token=4.2e-5, s_per_token_squared=9e-11)
 LENGTHS = (500, 1000, 4000, 10_000, 30_000, 60_000, 120_000)
