@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from controlplane.config_health import PositiveSeconds, Section
 
+#: A path that ends with `.toml`, or the name of a profile that ships; empty for none.
+ProfileName = Annotated[str, Field(max_length=4096)]
 ServerUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/[^\s]*)?$", max_length=512)]
 
 
@@ -18,11 +20,14 @@ class ListedServer(Section):
     #: Its own, written over those of `[model.server]`.
     kv_events_port: Annotated[int, Field(ge=0, le=65535)] = 0
     kv_replay_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    profile: ProfileName = ""
 
     def arguments(self) -> list[str]:
         """Of its agent's command line."""
         ports = {"events": self.kv_events_port, "replay": self.kv_replay_port}
         said = [(f"--engine-kv-{name}-port", str(port)) for name, port in ports.items() if port]
+        if self.profile:
+            said.append(("--engine-profile", self.profile))
         return ["--engine-url", self.url, *(word for pair in said for word in pair)]
 
 
@@ -65,3 +70,5 @@ class EngineServerConfig(Section):
     #: `config.json` beside the tokenizer, and where that does not tell, from counted transfers.
     kv_bytes_per_token: Annotated[int, Field(ge=0, le=1 << 30)] = 0
     kv_state_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    #: How fast the servers are, as `prfaas profile` measured it; without one a trial request tells.
+    profile: ProfileName = ""

@@ -15,101 +15,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from controlplane.config_health import Section
 from controlplane.config_links import SiteName, check_names
 from controlplane.domain.throughput.fleet import FleetModel, Group, Link, Site
-from controlplane.domain.throughput.profile import (
-    DecodeProfile,
-    KvSize,
-    PrefillProfile,
-    QuadraticPrefill,
-    TablePrefill,
-)
+from controlplane.errors import ConfigError
 from controlplane.planfile_toml import read_toml
+from controlplane.profilefile import (
+    DecodeSpec,
+    KvSpec,
+    PrefillSpec,
+    ProfileFile,
+    Spec,
+    load_profile,
+)
 
 #: What a group's workers do. `either`: all that their hardware has a profile for, one at a time.
 GroupRole = Literal["prefill", "decode", "either"]
+
+#: A path, or the name of a profile that ships.
+ProfileName = Annotated[str, Field(min_length=1, max_length=4096)]
 
 HardwareName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 
 _BITS_PER_GBIT = 1e9
 
-#: The bounds below catch a wrong unit, not a bold plan: an hour for one prompt, a week of a GPU's
-#: price for an hour, a link of a petabit.
-Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+#: The bounds below catch a wrong unit, not a bold plan: a week of a GPU's price for an hour, a link of a
+#: petabit.
 Price = Annotated[float, Field(ge=0, le=1e5, allow_inf_nan=False)]
-TokenCount = Annotated[float, Field(gt=0, le=1 << 24, allow_inf_nan=False)]
-
-_GROWS = "must grow from point to point"
-
-
-class Spec(Section):
-    """Base of all sections of planning files: no key but the known ones, no text for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PrefillSpec(Spec):
-    """
-    Seconds to prefill `l` uncached tokens on one worker.
-
-    Either `fixed_s + s_per_token * l + s_per_token_squared * l**2`, or a table of measured points.
-    """
-
-    fixed_s: Seconds = 0.0
-    s_per_token: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
-    s_per_token_squared: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    #: Pairs of tokens and seconds; straight lines between them and beyond the ends.
-    table: Annotated[tuple[tuple[TokenCount, PositiveSeconds], ...], Field(max_length=1000)] = ()
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        has_formula = bool(self.fixed_s or self.s_per_token or self.s_per_token_squared)
-        if has_formula == bool(self.table):
-            raise ValueError(
-                "give either a table, or fixed_s, s_per_token and s_per_token_squared, "
-                "not both and not neither"
-            )
-        if len(self.table) == 1:
-            raise ValueError("a table needs two points at least")
-        for (l0, t0), (l1, t1) in zip(self.table, self.table[1:], strict=False):
-            if l1 <= l0:
-                raise ValueError(f"table: tokens {_GROWS}, but {l1:g} follows {l0:g}")
-            if t1 < t0:
-                raise ValueError(f"table: seconds must not fall, but {t1:g} follows {t0:g}")
-        return self
-
-    def profile(self) -> PrefillProfile:
-        """The profile that the model takes."""
-        if self.table:
-            return TablePrefill(points=self.table)
-        return QuadraticPrefill(
-            fixed_s=self.fixed_s,
-            s_per_token=self.s_per_token,
-            s_per_token_squared=self.s_per_token_squared,
-        )
-
-
-class DecodeSpec(Spec):
-    """What one worker decodes within the objective of its token rate."""
-
-    #: Largest batch at which every stream is fast enough.
-    slots: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
-    #: Of one step at that batch: one token for every stream.
-    step_ms: Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)]
-
-    def profile(self) -> DecodeProfile:
-        """The profile that the model takes."""
-        return DecodeProfile(slots=self.slots, step_s=self.step_ms / 1000)
 
 
 class HardwareSpec(Spec):
     """One kind of worker: what it takes for each phase, and what it costs."""
 
     name: HardwareName
+    #: A profile file, relative to this one, or the name of one that ships; what is given here besides
+    #: counts instead of what it says.
+    profile: ProfileName | None = None
     prefill: PrefillSpec | None = None
     decode: DecodeSpec | None = None
     #: Of one worker (all GPUs of an instance together), in the file's currency.
@@ -119,7 +61,7 @@ class HardwareSpec(Spec):
 
     @model_validator(mode="after")
     def _can_do_something(self) -> Self:
-        if self.prefill is None and self.decode is None:
+        if self.prefill is None and self.decode is None and self.profile is None:
             raise ValueError(f"hardware {self.name} has neither a prefill nor a decode profile")
         return self
 
@@ -161,18 +103,18 @@ class PlanningLink(Spec):
         return self.capacity_gbit_per_s * _BITS_PER_GBIT
 
 
-class PlanningModel(Spec):
+class PlanningModel(KvSpec):
     """What the KV of the model weighs: `state_bytes + bytes_per_token * l`."""
 
+    #: A profile file, relative to this one, or the name of one that ships: its sizes.
+    profile: ProfileName | None = None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/ -]{1,96}$")] = "model"
-    #: Of the layers whose state does not grow; crosses the link with every request.
-    kv_state_bytes: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] = 0.0
-    kv_bytes_per_token: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
-    @property
-    def kv(self) -> KvSize:
-        """The size that the model takes."""
-        return KvSize(state_bytes=self.kv_state_bytes, bytes_per_token=self.kv_bytes_per_token)
+    @model_validator(mode="after")
+    def _has_a_size(self) -> Self:
+        if self.profile is None and not self.kv_bytes_per_token:
+            raise ValueError("give kv_bytes_per_token, or a profile that has it")
+        return self
 
 
 class PlanningFleet(Spec):
@@ -199,7 +141,11 @@ class PlanningFleet(Spec):
                         f"datacenter {site.name}: hardware {group.hardware!r} is not one of "
                         f"{sorted(kinds)}"
                     )
-                if group.role != "either" and getattr(kind, group.role) is None:
+                if (
+                    group.role != "either"
+                    and getattr(kind, group.role) is None
+                    and kind.profile is None
+                ):
                     raise ValueError(
                         f"datacenter {site.name}: role is {group.role!r}, but hardware "
                         f"{group.hardware} has no {group.role} profile"
@@ -246,10 +192,62 @@ class PlanningFleet(Spec):
 
 def load_planning_fleet(path: Path) -> PlanningFleet:
     """
-    Read and check a planning file of a fleet.
+    Read and check a planning file of a fleet, and the profiles that it names.
 
     Raises:
         ConfigError: Not readable, not TOML, or a field is wrong; names file, line, field, what was
             found and what was expected.
     """
-    return read_toml(path, PlanningFleet)
+    fleet = read_toml(path, PlanningFleet)
+    model = fleet.model
+    if model.profile is not None:
+        model = _with_sizes(model, _named(model.profile, path, "model.profile"), path)
+    hardware = tuple(
+        _with_times(kind, _named(kind.profile, path, f"hardware {kind.name}: profile"))
+        if kind.profile is not None
+        else kind
+        for kind in fleet.hardware
+    )
+    whole = fleet.model_copy(update={"model": model, "hardware": hardware})
+    for site in whole.datacenters:
+        for group in site.groups:
+            kind = whole.hardware_of(group)
+            if group.role != "either" and getattr(kind, group.role) is None:
+                raise ConfigError(
+                    f"{path}: datacenter {site.name}: role is {group.role!r}, but the profile of "
+                    f"hardware {kind.name} ({kind.profile}) has no [{group.role}]"
+                )
+    return whole
+
+
+def _named(name: str, path: Path, field: str) -> ProfileFile:
+    try:
+        return load_profile(name, beside=path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {field}: {error.message}") from error
+
+
+def _with_sizes(model: PlanningModel, profile: ProfileFile, path: Path) -> PlanningModel:
+    """What the file itself says counts first."""
+    if model.kv_bytes_per_token:
+        return model
+    if profile.model is None:
+        raise ConfigError(
+            f"{path}: model.profile: {model.profile} does not tell how large KV is: give "
+            "kv_bytes_per_token and kv_state_bytes"
+        )
+    return model.model_copy(
+        update={
+            "kv_bytes_per_token": profile.model.kv_bytes_per_token,
+            "kv_state_bytes": model.kv_state_bytes or profile.model.kv_state_bytes,
+        }
+    )
+
+
+def _with_times(kind: HardwareSpec, profile: ProfileFile) -> HardwareSpec:
+    return kind.model_copy(
+        update={
+            "prefill": kind.prefill or profile.prefill,
+            "decode": kind.decode or profile.decode,
+        }
+    )

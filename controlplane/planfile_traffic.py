@@ -13,8 +13,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from controlplane.config import SiteName
-from controlplane.planfile import Spec, TokenCount
 from controlplane.planfile_toml import read_toml
+from controlplane.profilefile import Spec, TokenCount
 
 
 class LengthsSpec(Spec):

@@ -18,6 +18,8 @@ class EngineAddress:
     #: Where it publishes KV events, and where its past ones can be asked for; 0 for the fleet's word.
     kv_events_port: int = 0
     kv_replay_port: int = 0
+    #: Of this server's hardware; empty for the fleet's word.
+    profile: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

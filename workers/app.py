@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,6 +18,7 @@ from controlplane.wire import LinkProbe, LinkProbeReply, Role
 from workers.address import WorkerAddress
 from workers.engine import Engine
 from workers.engines.building import build_engine, open_engine
+from workers.engines.measured import MeasuredVllm
 from workers.identity import Identity
 from workers.inventory import SharedInventory
 from workers.kv.pacing import LinkPacer, StoreLinkBudget
@@ -25,11 +26,12 @@ from workers.kv.probe import probe_owner
 from workers.life import Life, Process
 from workers.metrics import WorkerMetrics
 from workers.parts import engine_changed
+from workers.profiling.server import MeasurableServer
 from workers.roles import RoleKeeper
 from workers.server import LENT_PATH, Desk, WorkerServer
 from workers.watch import EngineWatch
 
-__all__ = ["RunningWorker", "WorkerAddress", "run_worker"]
+__all__ = ["RunningWorker", "WorkerAddress", "measurable", "run_worker"]
 
 _log = get_logger()
 
@@ -44,6 +46,24 @@ class RunningWorker:
     identity: Identity
     url: str
     kv_port: int
+
+
+def measurable(
+    url: str, api_key: str, model: str | None
+) -> AbstractAsyncContextManager[MeasurableServer]:
+    """
+    An engine server, to take its profile.
+
+    Args:
+        url: Base of its API, without `/v1`.
+        api_key: Sent as bearer token; empty for none.
+        model: Which of its models; None for its only one.
+
+    Raises:
+        ConfigError: It is none that can be measured, or is busy; says what to do.
+        PrfaasError: It does not answer.
+    """
+    return MeasuredVllm.at(url, api_key, model)
 
 
 @asynccontextmanager

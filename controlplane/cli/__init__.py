@@ -8,6 +8,7 @@ import click
 
 from controlplane.cli.explain import explain
 from controlplane.cli.plan import plan
+from controlplane.cli.profile import profile
 from controlplane.cli.replay import replay
 from controlplane.cli.router import router
 from controlplane.cli.up import up
@@ -22,5 +23,5 @@ def main() -> None:
     """Route LLM prefill to where it is cheapest, across datacenters, and say why."""
 
 
-for command in (up, router, worker, explain, replay, plan):
+for command in (up, router, worker, explain, replay, plan, profile):
     main.add_command(command)

@@ -28,7 +28,7 @@ def draw(found: Answer, path: Path) -> None:
     Raises:
         PlotError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = _figure()
+    figure = empty_figure()
     axes = figure.subplots(1, 3)
     _draw_bands(axes[0], found.solution)
     _draw_use(axes[1], found.solution)
@@ -38,14 +38,16 @@ def draw(found: Answer, path: Path) -> None:
         f"{found.at_saturation.per_million_tokens:.3g} {found.question.currency} "
         f"per million tokens"
     )
-    try:
-        figure.savefig(path, dpi=_DPI)
-    except OSError as error:
-        raise PlotError(f"cannot write {path}: {error}") from error
+    save_figure(figure, path)
 
 
-def _figure() -> Any:  # noqa: ANN401 - matplotlib is not always there to be named
-    """An empty figure that draws without a screen."""
+def empty_figure() -> Any:  # noqa: ANN401 - matplotlib is not always there to be named
+    """
+    A figure that draws without a screen.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
     try:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError as error:
@@ -54,6 +56,19 @@ def _figure() -> Any:  # noqa: ANN401 - matplotlib is not always there to be nam
         ) from error
     # A figure without pyplot keeps no global state and needs no back end that can open windows.
     return figures.Figure(figsize=_SIZE_INCHES, layout="constrained")
+
+
+def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401 - as above
+    """
+    Write it as what the path's ending says.
+
+    Raises:
+        PlotError: The file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise PlotError(f"cannot write {path}: {error}") from error
 
 
 def _draw_bands(axes: Any, solution: Solution) -> None:  # noqa: ANN401

@@ -73,6 +73,11 @@ class HostPort(click.ParamType[str]):
     default=0,
     help="And where it answers for past ones.",
 )
+@click.option(
+    "--engine-profile",
+    default="",
+    help="How fast that server is: a file of `prfaas profile`, or the name of one that ships.",
+)
 def worker(
     *,
     fleet_path: Path | None,
@@ -91,6 +96,7 @@ def worker(
     engine_kv_port: int,
     engine_kv_events_port: int,
     engine_kv_replay_port: int,
+    engine_profile: str,
 ) -> None:
     """Run one worker of a fleet, or the agent of an engine server. Needs REDIS_URL."""
     environment = read_environment()
@@ -124,6 +130,7 @@ def worker(
                 kv_port=engine_kv_port,
                 kv_events_port=engine_kv_events_port,
                 kv_replay_port=engine_kv_replay_port,
+                profile=engine_profile,
             ),
         ),
     )

@@ -23,6 +23,7 @@ from controlplane.domain.throughput.profile import KvSize
 
 #: Bytes of a number, by the names that configurations have for them.
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+_EIGHT_BITS: Final = frozenset({"fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"})
 #: Of the recurrent state, where a configuration does not say: engines keep it exact.
 _STATE_BYTES: Final = 4
 _CONVOLUTION: Final = 4
@@ -30,12 +31,14 @@ _CONVOLUTION: Final = 4
 _KNOWN_LAYERS: Final = frozenset({"full_attention", "linear_attention"})
 
 
-def kv_size_of(config: Mapping[str, Any]) -> KvSize:
+def kv_size_of(config: Mapping[str, Any], *, cache_dtype: str = "auto") -> KvSize:
     """
     What a model keeps of a prompt.
 
     Args:
         config: `config.json`; that of the text part where a model has several.
+        cache_dtype: Of attention KV, as an engine names it; `auto` is the model's own. State and
+            convolutions keep theirs.
 
     Raises:
         ValueError: A kind of model that is not known here, or a field is missing; says which.
@@ -45,13 +48,14 @@ def kv_size_of(config: Mapping[str, Any]) -> KvSize:
         config = {**config, **text}
     linear = config.get("linear_attn_config")
     if isinstance(linear, Mapping):
-        return _of_kda(config, linear)
+        return _of_kda(config, linear, cache_dtype)
     full, others = _layers(config)
     state_bytes = others * _delta_rule_bytes(config) if others else 0
-    return KvSize(state_bytes=state_bytes, bytes_per_token=full * _token_bytes(config))
+    token_bytes = full * _token_bytes(config, cache_dtype)
+    return KvSize(state_bytes=state_bytes, bytes_per_token=token_bytes)
 
 
-def _of_kda(config: Mapping[str, Any], linear: Mapping[str, Any]) -> KvSize:
+def _of_kda(config: Mapping[str, Any], linear: Mapping[str, Any], cache_dtype: str) -> KvSize:
     heads, width = _whole(linear, "num_heads"), _whole(linear, "head_dim")
     kernel = linear.get("short_conv_kernel_size", _CONVOLUTION)
     recurrent = heads * width * width * _state_dtype_bytes(config)
@@ -61,7 +65,8 @@ def _of_kda(config: Mapping[str, Any], linear: Mapping[str, Any]) -> KvSize:
     if layers + full != _whole(config, "num_hidden_layers"):
         raise ValueError("linear_attn_config: kda_layers and full_attn_layers are not all layers")
     return KvSize(
-        state_bytes=layers * (recurrent + convolution), bytes_per_token=full * _token_bytes(config)
+        state_bytes=layers * (recurrent + convolution),
+        bytes_per_token=full * _token_bytes(config, cache_dtype),
     )
 
 
@@ -82,9 +87,9 @@ def _layers(config: Mapping[str, Any]) -> tuple[int, int]:
     return count, 0
 
 
-def _token_bytes(config: Mapping[str, Any]) -> int:
+def _token_bytes(config: Mapping[str, Any], cache_dtype: str) -> int:
     """Of one layer of full attention."""
-    size = _dtype_bytes(config)
+    size = _dtype_bytes(config) if cache_dtype == "auto" else _cache_bytes(cache_dtype)
     if config.get("kv_lora_rank"):
         return (_whole(config, "kv_lora_rank") + _whole(config, "qk_rope_head_dim")) * size
     heads = _whole(config, "num_attention_heads")
@@ -109,6 +114,15 @@ def _dtype_bytes(config: Mapping[str, Any]) -> int:
     if name not in _DTYPE_BYTES:
         raise ValueError(f"dtype: {name!r} is not one of {', '.join(_DTYPE_BYTES)}")
     return _DTYPE_BYTES[name]
+
+
+def _cache_bytes(dtype: str) -> int:
+    """Of a number of attention KV, by the names that vLLM and SGLang have."""
+    if dtype in _EIGHT_BITS:
+        return 1
+    if dtype not in _DTYPE_BYTES:
+        raise ValueError(f"KV dtype {dtype!r} is not known here")
+    return _DTYPE_BYTES[dtype]
 
 
 def _state_dtype_bytes(config: Mapping[str, Any]) -> int:

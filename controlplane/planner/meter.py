@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 from controlplane.domain.cluster import Role
 from controlplane.domain.decision import Decision, RequestFeatures
 from controlplane.domain.prefix_hits import longest_first
-from controlplane.planner.fading import Fading, FadingHistogram
 from controlplane.domain.throughput.profile_fit import Normals, seen
+from controlplane.planner.fading import Fading, FadingHistogram
 from controlplane.planner.traffic import Demand, SiteTraffic
 from controlplane.router.records import Attempt, DecisionRecord
 

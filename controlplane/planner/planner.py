@@ -17,6 +17,7 @@ from controlplane.config_planner import PlannerConfig
 from controlplane.domain.cluster import ClusterView
 from controlplane.domain.plan import Plan, PlanInputs
 from controlplane.domain.throughput.profile import QuadraticPrefill
+from controlplane.domain.throughput.profile_fit import Normals, fit
 from controlplane.errors import RequestTooLarge, StoreError
 from controlplane.observe.logs import get_logger
 from controlplane.observe.planner_metrics import PlannerMetrics
@@ -24,7 +25,6 @@ from controlplane.planner.early import early_reason, rate_to_plan_for
 from controlplane.planner.facts import FleetFacts, fleet_facts
 from controlplane.planner.links import looked, steady_bps
 from controlplane.planner.meter import TrafficMeter
-from controlplane.domain.throughput.profile_fit import Normals, fit
 from controlplane.planner.publication import Memory, next_plan
 from controlplane.planner.role_changes import RoleChanges
 from controlplane.planner.solving import Problem, Solutions, Unsolvable, solve

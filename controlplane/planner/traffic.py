@@ -14,10 +14,10 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from controlplane.planner.histogram import BINS_MAX, TOKENS_MAX, Bin, Histogram
-from controlplane.planner.histogram import summed as summed_histograms
 from controlplane.domain.throughput.profile_fit import Normals
 from controlplane.domain.throughput.profile_fit import summed as summed_normals
+from controlplane.planner.histogram import BINS_MAX, TOKENS_MAX, Bin, Histogram
+from controlplane.planner.histogram import summed as summed_histograms
 
 #: Requests per second of one router, and requests in one bin: beyond anything real.
 _RATE_MAX: Final = 1e9

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from aiohttp import web
@@ -22,10 +23,15 @@ LEASE_S = 30.0
 
 def said_after(tokens: Sequence[int], count: int) -> list[int]:
     """The output of this model: a function of all tokens before."""
-    out: list[int] = []
-    for _ in range(count):
-        out.append((sum(tokens) + 31 * sum(out) + len(out)) % 1000 + 300)
-    return out
+    return list(_said_after(tokens, count))
+
+
+def _said_after(tokens: Sequence[int], count: int) -> Iterator[int]:
+    prompt, output = sum(tokens), 0
+    for number in range(count):
+        token = (prompt + 31 * output + number) % 1000 + 300
+        output += token
+        yield token
 
 
 @dataclass
@@ -59,6 +65,12 @@ class FakeVllm:
     recomputes: bool = False
     fails_the_pull: bool = False
     status: int = 200
+    #: Seconds of prefill for each token, and of a step for each stream that runs; so many may.
+    prefill_s_per_token: float = 0.0
+    step_s_per_stream: float = 0.0
+    slots: int = 256
+    #: Prompt tokens of requests that nobody here sent, counted with each that somebody did.
+    strangers_tokens: int = 0
     dies_after: int | None = None
     #: Requests wait here before anything is answered; None lets them through.
     gate: asyncio.Event | None = None
@@ -72,6 +84,8 @@ class FakeVllm:
         )
     )
     moved_bytes: int = 0
+    running: int = 0
+    waiting: int = 0
     url: str = ""
 
     def application(self) -> web.Application:
@@ -110,8 +124,8 @@ class FakeVllm:
         engine = 'engine="0",model_name="tiny"'
         lines = [
             f'vllm:cache_config_info{{block_size="{self.block}",cache_dtype="auto",num_gpu_blocks="256"}} 1.0',
-            f"vllm:num_requests_running{{{engine}}} 0.0",
-            f"vllm:num_requests_waiting{{{engine}}} 0.0",
+            f"vllm:num_requests_running{{{engine}}} {float(self.running)}",
+            f"vllm:num_requests_waiting{{{engine}}} {float(self.waiting)}",
             f"process_start_time_seconds {self.started_s}",
             *(
                 f'vllm:prompt_tokens_by_source_total{{{engine},source="{name}"}} {count}.0'
@@ -226,10 +240,19 @@ class FakeVllm:
             await response.write(_event({"error": {"message": "KV load failed", "code": 500}}))
             return response
         self.sources["external_kv_transfer" if is_moved else "local_compute"] += len(tokens)
+        self.sources["local_compute"] += self.strangers_tokens
         self.moved_bytes += len(tokens) * BYTES_PER_TOKEN * is_moved
         await response.write(b": a comment\n\n")
-        count = body["max_tokens"]
-        for number, token in enumerate(said_after(tokens, count), 1):
+        async with self._slot(len(tokens)):
+            return await self._tokens(request, response, body)
+
+    async def _tokens(
+        self, request: web.Request, response: web.StreamResponse, body: dict[str, Any]
+    ) -> web.StreamResponse:
+        tokens, count = body["prompt"], body["max_tokens"]
+        for number, token in enumerate(_said_after(tokens, count), 1):
+            if number > 1:
+                await asyncio.sleep(self.step_s_per_stream * self.running)
             if self.dies_after is not None and number > self.dies_after:
                 assert request.transport is not None
                 request.transport.close()
@@ -240,6 +263,27 @@ class FakeVllm:
         await response.write(_event({"choices": [], "usage": {"prompt_tokens": len(tokens)}}))
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    @asynccontextmanager
+    async def _slot(self, tokens: int) -> AsyncIterator[None]:
+        """One of those that run side by side, and the time of its prefill."""
+        self.waiting += 1
+        try:
+            async with self._places:
+                self.waiting -= 1
+                self.running += 1
+                try:
+                    await asyncio.sleep(self.prefill_s_per_token * tokens)
+                    yield
+                finally:
+                    self.running -= 1
+                    self.waiting += 1
+        finally:
+            self.waiting -= 1
+
+    @cached_property
+    def _places(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self.slots)
 
     def _refuse(self, faults: Sequence[str]) -> web.Response:
         self.violations += faults

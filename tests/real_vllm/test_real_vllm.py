@@ -6,12 +6,16 @@ import http.client
 import itertools
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fleets import Answer, wait_for
 
+from controlplane.profilefile import load_profile
 from real_vllm.both import COMPUTED, EXTERNAL, MOVED, MOVING, Both, both_sites, some_ids
 from real_vllm.servers import DENSE_BYTES_PER_TOKEN, MODEL
 
@@ -68,6 +72,39 @@ def test_the_router_finds_a_prefix_that_the_servers_own_events_told_of(dense: Bo
 
     wait_for(is_found, 30)
     assert not any(one["is_held_guessed"] for one in decisions[-1]["candidates"])
+
+
+def test_a_profile_has_the_bytes_that_crossed_and_times_that_grow(
+    dense: Both, tmp_path: Path
+) -> None:
+    out = tmp_path / "dense.toml"
+    prfaas = Path(sys.executable).with_name("prfaas")
+    quick = [
+        "--lengths",
+        "512,1024,2048",
+        "--batch-max",
+        "2",
+        "--runs-max",
+        "6",
+        "--tolerance",
+        "1",
+    ]
+
+    done = subprocess.run(
+        [prfaas, "profile", dense.east.url, "--decode-url", dense.west.url, "--out", out, *quick],
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = load_profile(out.name, beside=tmp_path)
+    assert found.model is not None
+    assert found.model.kv_bytes_per_token == pytest.approx(DENSE_BYTES_PER_TOKEN, rel=0.05)
+    assert found.prefill is not None
+    times_s = dict(found.prefill.table)
+    assert times_s[2048] > 1.5 * times_s[512]
 
 
 def test_a_chat_over_the_link_is_that_of_one_server_streamed_or_not(dense: Both) -> None:

@@ -20,7 +20,13 @@ from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role
 from workers.address import EngineAddress
 from workers.engines.kv_events.follower import EventSource
-from workers.engines.remote.description import event_sources, prefixes_of, spec_of, with_sizes
+from workers.engines.remote.description import (
+    event_sources,
+    prefixes_of,
+    profile_of_server,
+    spec_of,
+    with_sizes,
+)
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
 from workers.engines.remote.facts import EngineFacts, context_of, read_json
 from workers.engines.remote.http import EngineHttp
@@ -65,12 +71,16 @@ async def open_sglang(
         PrfaasError: It did not answer within `start_timeout_s`.
     """
     http = EngineHttp(address.url, api_key=address.api_key)
-    config = await asyncio.to_thread(with_sizes, model)
+    config = model.server
+    profile = await asyncio.to_thread(profile_of_server, address, config)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(http.close)
         find = partial(find_sglang, http, model, role)
         found: SglangFacts = await wait_for(find, timeout_s=config.start_timeout_s)
         sources = _sources(address, config, found.events)
+        config = await asyncio.to_thread(
+            partial(with_sizes, model, profile, cache_dtype=found.facts.cache_dtype)
+        )
         # The engine closes it from now on.
         stack.pop_all()
     host = address.kv_host or URL(address.url).host or ""
@@ -78,9 +88,10 @@ async def open_sglang(
     spec = spec_of(found.facts, model, tokenizer.vocabulary_size)
     _log.info("engine.found", model=spec.model, fingerprint=spec.fingerprint, url=http.url)
     server = Server(handoff=handoff, reader=SglangReader, look=partial(_look, http))
-    unknown = Timing(prefill_s_per_token=0.0, prefill_fixed_s=0.0, decode_step_s=0.0)
+    # It takes no trial request: without a profile its first requests tell.
+    timing = Timing() if profile is None else Timing.of_profile(profile, Timing())
     prefixes = prefixes_of(spec, config, found.first, sources)
-    engine = RemoteEngine(http, server, spec, config, unknown, found.first, prefixes=prefixes)
+    engine = RemoteEngine(http, server, spec, config, timing, found.first, prefixes=prefixes)
     engine.start()
     return engine
 

@@ -18,7 +18,13 @@ from controlplane.observe.logs import get_logger
 from controlplane.tokenizing import Tokenizer
 from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
-from workers.engines.remote.description import event_sources, prefixes_of, spec_of, with_sizes
+from workers.engines.remote.description import (
+    event_sources,
+    prefixes_of,
+    profile_of_server,
+    spec_of,
+    with_sizes,
+)
 from workers.engines.remote.engine import RemoteEngine, Server, wait_for
 from workers.engines.remote.facts import EngineFacts, check_tokenizer, find_mooncake, find_vllm
 from workers.engines.remote.http import EngineHttp
@@ -65,7 +71,8 @@ async def open_vllm(
         PrfaasError: It did not answer within `start_timeout_s`.
     """
     http = EngineHttp(address.url, api_key=address.api_key)
-    config = await asyncio.to_thread(with_sizes, model)
+    config = model.server
+    profile = await asyncio.to_thread(profile_of_server, address, config)
 
     async def find() -> tuple[EngineFacts, Snapshot]:
         return await find_vllm(
@@ -81,8 +88,13 @@ async def open_vllm(
         facts, _ = await wait_for(find, timeout_s=config.start_timeout_s)
         ours = tokenizer.encode_text(_TRIAL_TEXT).to_list()
         await check_tokenizer(http, model=model.name, text=_TRIAL_TEXT, ours=ours)
+        config = await asyncio.to_thread(
+            partial(with_sizes, model, profile, cache_dtype=facts.cache_dtype)
+        )
         server = await _kind(http, config, role, address)
         timing = await _try(http, server.handoff, facts, role)
+        if profile is not None:
+            timing = Timing.of_profile(profile, timing)
         first = await _look(http)
         sources = event_sources(address, config, first.ranks)
         # The engine closes it from now on.
@@ -170,7 +182,6 @@ class _Trial:
         return Timing(
             prefill_s_per_token=per_token_s or long_s / (2 * self._size),
             prefill_fixed_s=max(0.0, short_s - per_token_s * self._size),
-            decode_step_s=0.0,
         )
 
     async def decode(self) -> Timing:
@@ -186,7 +197,7 @@ class _Trial:
         if len(times_s) < _TRIAL_OUTPUT:
             raise WorkerLost(f"it made {len(times_s)} of {_TRIAL_OUTPUT} tokens")
         step_s = (times_s[-1] - times_s[0]) / (len(times_s) - 1)
-        return Timing(prefill_s_per_token=0.0, prefill_fixed_s=0.0, decode_step_s=step_s)
+        return Timing(decode_step_s=step_s)
 
     async def _prefill_s(self, tokens: int) -> float:
         prompt = self._prompt(tokens)

@@ -56,7 +56,7 @@ def test_a_role_takes_away_the_other_phase(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("kv_bytes_per_token = 17_553.16", "", "model.kv_bytes_per_token: is required"),
+        ("kv_bytes_per_token = 17_553.16", "", "model: give kv_bytes_per_token, or a profile"),
         ("workers = 4", "workers = -4", "workers: Input should be greater than or equal to 0"),
         ("workers = 4", "workers = 4.5", "workers: Input should be a valid integer"),
         ("workers = 4", 'workers = "4"', "workers: Input should be a valid integer"),

@@ -11,8 +11,10 @@ from yarl import URL
 from controlplane.config_model import ModelConfig
 from controlplane.config_server import EngineServerConfig
 from controlplane.domain.kv_sizes import kv_size_of
+from controlplane.domain.throughput.profile import KvSize
 from controlplane.errors import ConfigError
 from controlplane.observe.logs import get_logger
+from controlplane.profilefile import ProfileFile, load_profile
 from workers.address import EngineAddress
 from workers.engine import EngineSpec
 from workers.engines.kv_events.follower import EventSource
@@ -50,17 +52,45 @@ def spec_of(facts: EngineFacts, model: ModelConfig, vocabulary_size: int) -> Eng
     )
 
 
-def with_sizes(model: ModelConfig) -> EngineServerConfig:
-    """The settings, with the sizes of KV out of the model's own configuration where none are given."""
+def profile_of_server(address: EngineAddress, config: EngineServerConfig) -> ProfileFile | None:
+    """
+    How fast the operator says that it is; None where nobody says so.
+
+    Raises:
+        ConfigError: There is no such profile, or it is wrong.
+    """
+    name = address.profile or config.profile
+    return load_profile(name, beside=Path.cwd()) if name else None
+
+
+def with_sizes(
+    model: ModelConfig, profile: ProfileFile | None, *, cache_dtype: str
+) -> EngineServerConfig:
+    """
+    The settings, with the sizes of KV where none are given: of the profile, or the model's configuration.
+
+    Args:
+        model: Of the fleet.
+        profile: Of the server.
+        cache_dtype: Of its attention KV, as it says.
+    """
     config, path = model.server, Path(model.tokenizer or "") / "config.json"
-    if config.kv_bytes_per_token or config.kv_state_bytes or not path.is_file():
+    if config.kv_bytes_per_token or config.kv_state_bytes:
+        return config
+    if profile is not None and profile.model is not None:
+        return _sized(config, profile.model.kv)
+    if not path.is_file():
         return config
     try:
-        size = kv_size_of(json.loads(path.read_text(encoding="utf-8")))
+        size = kv_size_of(json.loads(path.read_text(encoding="utf-8")), cache_dtype=cache_dtype)
     except (OSError, ValueError) as error:
         # Not what serves requests: transfers tell it, once there are any.
         _log.warning("engine.kv_size_unknown", detail=f"{path}: {error}")
         return config
+    return _sized(config, size)
+
+
+def _sized(config: EngineServerConfig, size: KvSize) -> EngineServerConfig:
     return config.model_copy(
         update={
             "kv_bytes_per_token": round(size.bytes_per_token),

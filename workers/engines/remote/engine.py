@@ -71,7 +71,7 @@ class RemoteEngine:
             server: Its kind.
             spec: What it is, found out before.
             config: Of the fleet.
-            timing: Times of its first requests.
+            timing: Times as far as they are known already.
             first: The look that `spec` was made from.
             prefixes: What its prefix cache holds; None for nothing. Closed with this.
             clock: Monotonic seconds.
@@ -205,6 +205,7 @@ class RemoteEngine:
         return Profile(
             prefill_s_per_token=timing.prefill_s_per_token,
             prefill_fixed_s=timing.prefill_fixed_s,
+            prefill_s_per_token_squared=timing.prefill_s_per_token_squared,
             decode_step_s=timing.decode_step_s,
             kv_bytes_per_token=round(self._bytes_per_token),
             kv_state_bytes=self._config.kv_state_bytes,
@@ -269,7 +270,7 @@ class RemoteEngine:
         computed = run.tokens_left - run.cached_tokens
         if run.compute_s > 0:
             self._prefilled_tokens += computed
-            self._timing.add_prefill(computed, run.compute_s)
+            self._timing.add_prefill(computed, run.compute_s, cached_tokens=run.cached_tokens)
             self._prefixes.sent(hashes, run.scope)
 
     def _token_came(self, gap_s: float | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from controlplane.profilefile import ProfileFile
+
 #: Weight of the newest measurement in a running mean: about the last ten count.
 _NEWEST_SHARE: Final = 0.2
 #: Shorter prefills tell what a request costs, not what a token does.
@@ -13,16 +15,33 @@ _TELLING_TOKENS: Final = 256
 
 @dataclass(slots=True, kw_only=True)
 class Timing:
-    """Running means; the first values come from trial requests, where a server takes any; else 0."""
+    """
+    Running means; the first values come from a profile, or from trial requests where a server takes any.
 
-    prefill_s_per_token: float
-    prefill_fixed_s: float
-    decode_step_s: float
+    All are seconds, and 0 where nothing is known yet.
+    """
 
-    def add_prefill(self, tokens: int, compute_s: float) -> None:
-        """A prefill of so many tokens that were not cached took so long."""
+    prefill_s_per_token: float = 0.0
+    prefill_fixed_s: float = 0.0
+    prefill_s_per_token_squared: float = 0.0
+    decode_step_s: float = 0.0
+
+    @classmethod
+    def of_profile(cls, profile: ProfileFile, tried: Timing) -> Timing:
+        """What was measured at all lengths, and for what was not, the trial's word."""
+        prefill, decode = profile.quadratic(), profile.decode
+        return cls(
+            prefill_s_per_token=prefill.s_per_token if prefill else tried.prefill_s_per_token,
+            prefill_fixed_s=prefill.fixed_s if prefill else tried.prefill_fixed_s,
+            prefill_s_per_token_squared=prefill.s_per_token_squared if prefill else 0.0,
+            decode_step_s=decode.lone_step_s if decode else tried.decode_step_s,
+        )
+
+    def add_prefill(self, tokens: int, compute_s: float, *, cached_tokens: int = 0) -> None:
+        """A prefill of so many tokens behind so many that were cached took so long."""
         if tokens >= _TELLING_TOKENS:
-            per_token_s = max(0.0, compute_s - self.prefill_fixed_s) / tokens
+            pairs_s = self.prefill_s_per_token_squared * tokens * (tokens + 2 * cached_tokens)
+            per_token_s = max(0.0, compute_s - self.prefill_fixed_s - pairs_s) / tokens
             self.prefill_s_per_token = _mean(self.prefill_s_per_token, per_token_s)
 
     def add_step(self, step_s: float) -> None:

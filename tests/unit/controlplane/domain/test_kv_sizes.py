@@ -54,6 +54,18 @@ def grouped(layers: int, heads: int, width: int) -> dict[str, Any]:
     }
 
 
+def test_a_cache_of_eight_bits_halves_attention_and_leaves_state_alone() -> None:
+    whole, half = kv_size_of(QWEN3_NEXT), kv_size_of(QWEN3_NEXT, cache_dtype="fp8_e4m3")
+
+    assert half.bytes_per_token * 2 == whole.bytes_per_token
+    assert half.state_bytes == whole.state_bytes
+
+
+def test_a_cache_of_a_kind_nobody_knows_has_no_size() -> None:
+    with pytest.raises(ValueError, match="KV dtype 'fp8_ds_mla'"):
+        kv_size_of(QWEN3_NEXT, cache_dtype="fp8_ds_mla")
+
+
 @pytest.mark.parametrize(
     ("config", "token_bytes", "state_mib"),
     [

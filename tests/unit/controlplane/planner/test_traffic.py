@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from planner_builders import a_demand
 
-from controlplane.planner.histogram import of_lengths
 from controlplane.domain.throughput.profile_fit import Normals, seen
+from controlplane.planner.histogram import of_lengths
 from controlplane.planner.traffic import Demand, SiteTraffic, decode_demand, encode_demand, summed
 
 

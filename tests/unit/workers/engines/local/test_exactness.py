@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from engine_builders import (
 from controlplane.wire import Sampling
 from workers.engine import KvPiece
 from workers.engines.local.alone import generate_alone
+from workers.engines.reference.blas import THREAD_VARIABLES
 from workers.engines.reference.engine import ReferenceEngine
 
 #: Around the edges of blocks, and one with four of them before a snapshot.
@@ -56,6 +58,7 @@ _OTHER_PROCESS = """
 import asyncio, sys
 from pathlib import Path
 from engine_builders import a_model, a_prompt, prefill_all
+from workers.engines.reference.blas import THREAD_VARIABLES
 from workers.engines.reference.engine import ReferenceEngine
 
 async def main():
@@ -74,7 +77,9 @@ def pieces_of_another_process(tmp_path: Path) -> dict[str, bytes]:
     """KV of the first 299 tokens, by name."""
     tests = Path(__file__).parents[4]
     command = [sys.executable, "-c", _OTHER_PROCESS, "299", str(tmp_path)]
-    subprocess.run(command, check=True, cwd=tests, env={})
+    # Threads are the engine's own business; for which processor BLAS computes may be the environment's.
+    env = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
+    subprocess.run(command, check=True, cwd=tests, env=env)
     return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 

@@ -31,6 +31,7 @@ from controlplane.tokenizing import ByteTokenizer
 from controlplane.wire import Role, Sampling
 from workers.address import EngineAddress
 from workers.engine import JobContext, KvPiece
+from workers.engines.remote.description import profile_of_server
 from workers.engines.remote.engine import RemoteEngine
 from workers.engines.remote.handle import unpack_handle
 from workers.engines.remote.sequence import RemoteSequence
@@ -184,6 +185,43 @@ async def test_sizes_of_kv_come_from_the_models_own_configuration(tmp_path: Path
 
         assert engine.profile().kv_bytes_per_token == BYTES_PER_TOKEN
         await engine.close()
+
+
+async def test_a_profile_tells_times_at_all_lengths_and_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(
+        'name = "p"\nsource = "measured"\n[model]\nkv_bytes_per_token = 77\nkv_state_bytes = 5\n'
+        "[prefill]\nfixed_s = 1\ns_per_token = 2\ns_per_token_squared = 0.5\n"
+        "[decode]\nslots = 9\nstep_ms = 50\ntable = [[1, 25]]\n",
+        encoding="utf-8",
+    )
+    async with a_vllm() as fake, an_engine(fake, "prefill", profile=str(path)) as engine:
+        profile = engine.profile()
+
+    assert profile.prefill_fixed_s == 1
+    assert profile.prefill_s_per_token == 2
+    assert profile.prefill_s_per_token_squared == 0.5
+    assert profile.decode_step_s == 0.025
+    assert (profile.kv_bytes_per_token, profile.kv_state_bytes) == (77, 5)
+
+
+def test_a_profile_of_an_agent_counts_before_that_of_the_fleet() -> None:
+    address = EngineAddress(url="http://127.0.0.1:1", profile="kimi-linear-h200")
+    config = a_model(profile="mimo-v2-flash-h200").server
+
+    found = profile_of_server(address, config)
+
+    assert found is not None
+    assert found.name == "kimi-linear-h200"
+
+
+async def test_a_profile_that_is_not_there_is_refused_before_anything_is_sent() -> None:
+    async with a_vllm() as fake:
+        with pytest.raises(ConfigError, match="nor a profile that ships"):
+            async with an_engine(fake, profile="nothing"):
+                pass
+
+    assert not fake.bodies
 
 
 async def test_a_configuration_that_does_not_tell_leaves_sizes_to_the_transfers() -> None:

@@ -1,0 +1,1 @@
+"""Measures the profile of an engine, whichever it is."""
