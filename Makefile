@@ -8,7 +8,7 @@ TORCH := 2.13.0
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results test-torch test-vllm
+.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results test-torch test-vllm conformance
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ $(VLLM_VENV)/.vllm: Makefile
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm ## Drive two real vLLM servers over a shaped link
 	@$(BIN)/python -m pytest -s tests/real_vllm $(ARGS)
+
+conformance: $(VENV)/.dev ## What any router must do, of ours or of ROUTER='command line': docs/conformance.md
+	@PRFAAS_CONFORMANCE_ROUTER="$(ROUTER)" $(BIN)/python -m pytest -s tests/conformance -p no:randomly $(ARGS)
 
 sim: $(VENV)/.dev ## Simulate the fleet under faults: SEEDS=200, or SEED=7 with its story
 	@PYTHONPATH=tests $(BIN)/python -m sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(ARGS)

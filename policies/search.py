@@ -30,6 +30,8 @@ HOLDERS_MAX: Final = 64
 #: Workers of each pool, those with the least to do, that are asked whether they are of the crowd that
 #: holds a prompt: a crowd has a part of all workers that makes one in so many.
 _CROWD_LOOKS: Final = 8
+#: Measured speeds of equal workers differ by this much.
+_SPEEDS_DIFFER: Final = 0.1
 _BITS: Final = 8
 
 
@@ -229,7 +231,8 @@ class Feasible:
 
 def best_of_sites(feasible: Feasible, rng: Random) -> list[WorkerView]:
     """
-    For each datacenter the worker with the least predicted TTFT, divided by its share.
+    For each datacenter the worker with the least predicted TTFT, divided by its share; one of several
+    idle ones whose speeds are alike.
 
     Args:
         feasible: Who could take the request.
@@ -242,17 +245,32 @@ def best_of_sites(feasible: Feasible, rng: Random) -> list[WorkerView]:
         if site is None:
             site = best[group.datacenter] = _Best()
         _look(feasible, group, lacking_tokens, site, rng)
-    return [by_chance(site.tied, rng) for site in best.values()]
+    return [by_chance(site.equals(), rng) for site in best.values()]
 
 
 class _Best:
     """The workers of a datacenter with the least cost so far."""
 
-    __slots__ = ("cost_s", "tied")
+    __slots__ = ("cost_s", "idle", "tied")
 
     def __init__(self) -> None:
         self.cost_s = math.inf
         self.tied: dict[str, WorkerView] = {}
+        #: Workers that differ in nothing but how fast they say they are, with their cost.
+        self.idle: list[tuple[float, WorkerView]] = []
+
+    def equals(self) -> dict[str, WorkerView]:
+        """
+        Those with the least cost.
+
+        Of idle workers without a hit those count as equal that are as fast as far as measurements tell:
+        otherwise one of five hundred, the luckiest in its measurement, would get all work of a quiet
+        datacenter.
+        """
+        if not any(worker.worker_id in self.tied for _, worker in self.idle):
+            return self.tied
+        enough_s = self.cost_s * (1 + _SPEEDS_DIFFER)
+        return self.tied | {one.worker_id: one for cost_s, one in self.idle if cost_s <= enough_s}
 
 
 def _look(feasible: Feasible, group: Group, lacking_tokens: int, best: _Best, rng: Random) -> None:
@@ -290,6 +308,8 @@ def _look(feasible: Feasible, group: Group, lacking_tokens: int, best: _Best, rn
         transfer_s = bytes_s if queue_s >= promised_s else promised_s - queue_s + bytes_s
         longer_s = max(prefill_s, transfer_s)
         cost_s = (queue_s + longer_s + tail_s + rtt_s) / share
+        if hit is None and not queue_s:
+            best.idle.append((cost_s, worker))
         if cost_s < best.cost_s or not best.tied:
             best.cost_s, best.tied = cost_s, {worker.worker_id: worker}
         elif cost_s == best.cost_s:

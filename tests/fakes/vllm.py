@@ -15,6 +15,7 @@ from fakes.mooncake_legs import mooncake_faults
 from fakes.nixl_legs import decode_faults, prefill_faults
 
 from controlplane.serving import listen
+from controlplane.tokenizing import Tokenizer
 
 BLOCK = 128
 BYTES_PER_TOKEN = 2048
@@ -71,6 +72,11 @@ class FakeVllm:
     slots: int = 256
     #: Prompt tokens of requests that nobody here sent, counted with each that somebody did.
     strangers_tokens: int = 0
+    #: Seconds of any prefill for another server, and from the start of a decode to its first token.
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0
+    #: Reads text and chats, and writes text; without one, requests bring tokens.
+    tokenizer: Tokenizer | None = None
     dies_after: int | None = None
     #: Requests wait here before anything is answered; None lets them through.
     gate: asyncio.Event | None = None
@@ -78,6 +84,8 @@ class FakeVllm:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    #: `X-Request-Id` of each leg, by the kind of leg.
+    request_ids: dict[str, list[str]] = field(default_factory=lambda: {"prefill": [], "decode": []})
     sources: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("local_compute", "local_cache_hit", "external_kv_transfer"), 0
@@ -96,7 +104,9 @@ class FakeVllm:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/query", self._query)
         app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_get("/health", self._health)
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/v1/chat/completions", self._complete)
         return app
 
     @web.middleware
@@ -111,6 +121,10 @@ class FakeVllm:
     async def _version(self, request: web.Request) -> web.Response:
         del request
         return web.json_response({"version": self.version})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        del request
+        return web.Response()
 
     async def _models(self, request: web.Request) -> web.Response:
         del request
@@ -151,11 +165,24 @@ class FakeVllm:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         text = (await request.json())["prompt"]
+        if self.tokenizer is not None:
+            return web.json_response({"tokens": self.tokenizer.encode_text(text).to_list()})
         return web.json_response({"tokens": list(text.encode())})
+
+    def _read(self, body: dict[str, Any]) -> None:
+        """Put tokens where the text was."""
+        if self.tokenizer is None:
+            return
+        if "messages" in body:
+            messages = [(one["role"], one["content"]) for one in body["messages"]]
+            body["prompt"] = self.tokenizer.encode_chat(messages).to_list()
+        elif isinstance(body["prompt"], str):
+            body["prompt"] = self.tokenizer.encode_text(body["prompt"]).to_list()
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        self.bodies.append(body)
+        self.bodies.append(dict(body))
+        self._read(body)
         name = request.headers.get("X-Request-Id", "")
         try:
             if self.gate is not None:
@@ -167,7 +194,14 @@ class FakeVllm:
         if "transfer_id" in parameters:
             return await self._paired(request, body, parameters)
         if parameters.get("do_remote_decode"):
+            self.request_ids["prefill"].append(name)
+            try:
+                await asyncio.sleep(self.prefill_s)
+            except asyncio.CancelledError:
+                self.aborted.append(name)
+                raise
             return self._prefill(body)
+        self.request_ids["decode"].append(name)
         return await self._decode(request, body, parameters)
 
     async def _paired(
@@ -234,6 +268,8 @@ class FakeVllm:
         self, request: web.Request, body: dict[str, Any], *, is_moved: bool
     ) -> web.StreamResponse:
         tokens = body["prompt"]
+        if not body.get("stream"):
+            return await self._whole(request, body, is_moved=is_moved)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         if "kv_transfer_params" in body and self.fails_the_pull:
@@ -244,21 +280,54 @@ class FakeVllm:
         self.moved_bytes += len(tokens) * BYTES_PER_TOKEN * is_moved
         await response.write(b": a comment\n\n")
         async with self._slot(len(tokens)):
-            return await self._tokens(request, response, body)
+            try:
+                return await self._tokens(request, response, body)
+            except (asyncio.CancelledError, ConnectionError):
+                self.aborted.append(request.headers.get("X-Request-Id", ""))
+                raise
+
+    async def _whole(
+        self, request: web.Request, body: dict[str, Any], *, is_moved: bool
+    ) -> web.Response:
+        """All of the answer at once."""
+        tokens, count = body["prompt"], _output_tokens(body)
+        self.sources["external_kv_transfer" if is_moved else "local_compute"] += len(tokens)
+        self.moved_bytes += len(tokens) * BYTES_PER_TOKEN * is_moved
+        async with self._slot(len(tokens)):
+            try:
+                await asyncio.sleep(self.first_token_s + count * self.step_s_per_stream)
+            except asyncio.CancelledError:
+                self.aborted.append(request.headers.get("X-Request-Id", ""))
+                raise
+        text = self._text(said_after(tokens, count))
+        said = {"message": {"role": "assistant", "content": text}}
+        choice = {"index": 0, "finish_reason": "length"}
+        choice |= said if "messages" in body else {"text": text}
+        usage = {"prompt_tokens": len(tokens), "completion_tokens": count}
+        return web.json_response({"model": self.model, "choices": [choice], "usage": usage})
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            return "x" * len(tokens)
+        detokenizer = self.tokenizer.detokenizer()
+        return "".join(detokenizer.push(token) for token in tokens) + detokenizer.finish()
 
     async def _tokens(
         self, request: web.Request, response: web.StreamResponse, body: dict[str, Any]
     ) -> web.StreamResponse:
-        tokens, count = body["prompt"], body["max_tokens"]
+        tokens, count = body["prompt"], _output_tokens(body)
         for number, token in enumerate(_said_after(tokens, count), 1):
-            if number > 1:
-                await asyncio.sleep(self.step_s_per_stream * self.running)
+            await asyncio.sleep(
+                self.step_s_per_stream * self.running if number > 1 else self.first_token_s
+            )
             if self.dies_after is not None and number > self.dies_after:
                 assert request.transport is not None
                 request.transport.close()
                 return response
             reason = "length" if number == count else None
-            choice = {"index": 0, "text": "x", "token_ids": [token], "finish_reason": reason}
+            choice = {"index": 0, "token_ids": [token], "finish_reason": reason}
+            text = self._text([token])
+            choice |= {"delta": {"content": text}} if "messages" in body else {"text": text}
             await response.write(_event({"choices": [choice]}))
         await response.write(_event({"choices": [], "usage": {"prompt_tokens": len(tokens)}}))
         await response.write(b"data: [DONE]\n\n")
@@ -288,6 +357,10 @@ class FakeVllm:
     def _refuse(self, faults: Sequence[str]) -> web.Response:
         self.violations += faults
         return _error(400, "; ".join(faults))
+
+
+def _output_tokens(body: dict[str, Any]) -> int:
+    return int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from builders import a_link, a_request, a_view, a_worker
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.domain.cluster import WorkerView
 from controlplane.domain.decision import RequestFeatures
 from controlplane.domain.estimate import predict
 from controlplane.domain.prefix import PrefixHit
@@ -73,6 +74,29 @@ def test_the_best_of_a_datacenter_is_that_of_the_full_prediction(
             if one.datacenter == site
         }
         assert costs[found[site].worker_id] == min(costs.values())
+
+
+def chosen(*workers: WorkerView, hits: dict[str, PrefixHit] | None = None) -> set[str]:
+    these = feasible(a_request(prefix_hits=hits or {}), *workers)
+    return {best_of_sites(these, Random(seed))[0].worker_id for seed in range(200)}
+
+
+def test_idle_workers_as_fast_as_measurements_tell_share_the_work() -> None:
+    alike = [a_worker(f"west/p{n}", prefill_s_per_token=1e-3 * (1 + n / 100)) for n in range(6)]
+    slower = a_worker("west/slow", prefill_s_per_token=1.2e-3)
+
+    assert chosen(*alike, slower) == {one.worker_id for one in alike}
+
+
+def test_a_hit_or_a_queue_is_no_noise() -> None:
+    workers = [
+        a_worker("west/p0", prefill_s_per_token=1e-3),
+        a_worker("west/p1", prefill_s_per_token=1.01e-3),
+        a_worker("west/busy", prefill_s_per_token=1e-3, pending_tokens=8),
+    ]
+
+    assert chosen(*workers) == {"west/p0", "west/p1"}
+    assert chosen(*workers, hits={"west/p1": PrefixHit(64, 64)}) == {"west/p1"}
 
 
 def test_workers_have_numbers_in_order_of_their_ids() -> None:

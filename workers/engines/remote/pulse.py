@@ -14,6 +14,8 @@ from workers.engines.remote.snapshot import Snapshot
 
 _log = get_logger()
 
+#: Requests that begin within this are told of by one look; an answer may wait for it at its end.
+_GATHER_S: Final = 0.05
 _CLOSE_S: Final = 1.0
 
 
@@ -100,7 +102,7 @@ class Pulse:
                 async with asyncio.timeout(self._config.poll_interval_s):
                     await self._wake.wait()
                 # Several requests that begin together are settled by one look.
-                await asyncio.sleep(self._config.poll_interval_s / 10)
+                await asyncio.sleep(min(_GATHER_S, self._config.poll_interval_s / 10))
                 self._wake.clear()
             except TimeoutError:
                 continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from controlplane.profilefile import ProfileFile
 
-#: Weight of the newest measurement in a running mean: about the last ten count.
+#: Weight of the newest measurement in a running mean: about the last ten count; fewer count alike.
 _NEWEST_SHARE: Final = 0.2
+_ENOUGH: Final = 10
 #: Shorter prefills tell what a request costs, not what a token does.
 _TELLING_TOKENS: Final = 256
 
@@ -25,6 +26,9 @@ class Timing:
     prefill_fixed_s: float = 0.0
     prefill_s_per_token_squared: float = 0.0
     decode_step_s: float = 0.0
+    #: How many measurements are behind what is known, for each kind; a trial is one.
+    known_from: int = 1
+    _seen: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_profile(cls, profile: ProfileFile, tried: Timing) -> Timing:
@@ -35,20 +39,25 @@ class Timing:
             prefill_fixed_s=prefill.fixed_s if prefill else tried.prefill_fixed_s,
             prefill_s_per_token_squared=prefill.s_per_token_squared if prefill else 0.0,
             decode_step_s=decode.lone_step_s if decode else tried.decode_step_s,
+            known_from=_ENOUGH,
         )
 
     def add_prefill(self, tokens: int, compute_s: float, *, cached_tokens: int = 0) -> None:
         """A prefill of so many tokens behind so many that were cached took so long."""
-        if tokens >= _TELLING_TOKENS:
+        if 0 < tokens < _TELLING_TOKENS:
+            fixed_s = max(0.0, compute_s - self.prefill_s_per_token * tokens)
+            self.prefill_fixed_s = self._mean("fixed", self.prefill_fixed_s, fixed_s)
+        elif tokens:
             pairs_s = self.prefill_s_per_token_squared * tokens * (tokens + 2 * cached_tokens)
             per_token_s = max(0.0, compute_s - self.prefill_fixed_s - pairs_s) / tokens
-            self.prefill_s_per_token = _mean(self.prefill_s_per_token, per_token_s)
+            self.prefill_s_per_token = self._mean("token", self.prefill_s_per_token, per_token_s)
 
     def add_step(self, step_s: float) -> None:
         """A decode step took so long."""
-        self.decode_step_s = _mean(self.decode_step_s, step_s)
+        self.decode_step_s = self._mean("step", self.decode_step_s, step_s)
 
-
-def _mean(known: float, new: float) -> float:
-    """Nothing is known yet of a server that could not be tried: its first request tells."""
-    return known + _NEWEST_SHARE * (new - known) if known else new
+    def _mean(self, kind: str, known: float, new: float) -> float:
+        """Of a few all count alike: a lucky trial must not stand for a server. Then the newest counts."""
+        count = self._seen.get(kind, self.known_from) if known else 0
+        self._seen[kind] = count + 1
+        return known + max(_NEWEST_SHARE, 1 / (count + 1)) * (new - known)
