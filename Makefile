@@ -8,7 +8,7 @@ TORCH := 2.13.0
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay results test-torch test-vllm conformance
+.PHONY: help up test chaos coverage check bench bench-view bench-decide format clean sim sim-recall bench-replay bench-wan results test-torch test-vllm conformance
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,6 +95,9 @@ bench-view: $(VENV)/.dev ## What following the store costs a router of 1,000 wor
 
 bench-decide: $(VENV)/.dev ## What one decision costs among 6, 1,000 and 16,000 workers, against its limit
 	@$(BIN)/python -m benchmarks.decide $(ARGS)
+
+bench-wan: $(VENV)/.dev ## Goodput of KV transfers over links of a rate and a round trip, and what they cost
+	@$(BIN)/python -m benchmarks.wan $(ARGS)
 
 bench-replay: $(VENV)/.dev ## Requests that one core replays in a second
 	@$(BIN)/python -m benchmarks.replay $(ARGS)

@@ -112,7 +112,8 @@ class KvConfig(Section):
     unread_lease_s: PositiveSeconds = 5.0
     #: The reader renews this often while it transfers.
     renew_interval_s: PositiveSeconds = 5.0
-    #: TCP connections of one transfer.
+    #: TCP connections of one transfer, at least; more where the link's rate times its round trip needs
+    #: them.
     connections: Annotated[int, Field(ge=1, le=64)] = 2
     #: Connect and handshake; two WAN round trips and a lost packet.
     connect_timeout_s: PositiveSeconds = 2.0

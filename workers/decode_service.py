@@ -227,16 +227,17 @@ class DecodeService:
 
     async def _fetch(self, job: DecodeJob, sequence: KvImport, arrived_s: float) -> FetchResult:
         origin = job.location.datacenter
-        fetched = await self._fetch_segment(
-            job.location,
-            held_tokens=sequence.held_tokens,
-            destination=self._identity.datacenter,
-            on_piece=sequence.write,
-            config=self._config,
-            arrived_s=arrived_s,
-            clock=self._clock,
-            traffic=self._links.traffic(origin),
-        )
+        with self._links.fetching(origin, self._config) as config:
+            fetched = await self._fetch_segment(
+                job.location,
+                held_tokens=sequence.held_tokens,
+                destination=self._identity.datacenter,
+                on_piece=sequence.write,
+                config=config,
+                arrived_s=arrived_s,
+                clock=self._clock,
+                traffic=self._links.traffic(origin),
+            )
         self._links.add(
             origin,
             moved_bytes=fetched.transfer.bytes,

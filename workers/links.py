@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
+from controlplane.config import KvConfig, LinkConfig
 from controlplane.wire import LinkReport
+from workers.kv.striping import connections_for
 from workers.kv.traffic import LinkTraffic
 
 #: Smaller transfers fit a sender's burst and tell its speed, not the link's.
@@ -21,13 +25,25 @@ class _Meter:
     rtt_s: float = 0.0
     bytes_total: int = 0
     traffic: LinkTraffic | None = None
+    #: Transfers that run now.
+    fetches: int = 0
 
 
 class LinkMeters:
     """Smoothed goodput and round trip, and total bytes, by datacenter of origin."""
 
-    def __init__(self, datacenter: str) -> None:
+    def __init__(self, datacenter: str, links: Iterable[LinkConfig] = ()) -> None:
+        """
+        Args:
+            datacenter: Where the links end.
+            links: Of the fleet; those that end elsewhere are of no use here.
+        """
         self._datacenter = datacenter
+        self._capacities_bps = {
+            link.from_datacenter: link.capacity_bps
+            for link in links
+            if link.to_datacenter == datacenter
+        }
         self._meters: dict[str, _Meter] = {}
 
     def add(
@@ -49,6 +65,24 @@ class LinkMeters:
         if moved_bytes >= _TELLING_BYTES:
             meter.goodput_bps = _smooth(meter.goodput_bps, goodput_bps)
         meter.rtt_s = _smooth(meter.rtt_s, rtt_s)
+
+    @contextmanager
+    def fetching(self, from_datacenter: str, config: KvConfig) -> Iterator[KvConfig]:
+        """The settings of a transfer while it runs: with as many connections as its link needs."""
+        capacity_bps = self._capacities_bps.get(from_datacenter)
+        if capacity_bps is None:
+            yield config
+            return
+        meter = self._meters.setdefault(from_datacenter, _Meter())
+        meter.fetches += 1
+        try:
+            count = connections_for(
+                capacity_bps=capacity_bps, rtt_s=meter.rtt_s, transfers=meter.fetches,
+                connections_min=config.connections,
+            )  # fmt: skip
+            yield config.model_copy(update={"connections": count})
+        finally:
+            meter.fetches -= 1
 
     def traffic(self, from_datacenter: str) -> LinkTraffic | None:
         """What counts bytes on their way over a link; None inside a datacenter."""

@@ -146,6 +146,7 @@ class PrefixCopier:
         within_s = min(self._copy_s_max, job.deadline_s * _DEADLINE_SHARE)
         try:
             async with asyncio.timeout(within_s):
+                # A copy gives way, so the connections that it begins with are enough.
                 fetched = await self._fetch(
                     location,
                     held_tokens=copy.held.held_tokens,

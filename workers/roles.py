@@ -56,7 +56,7 @@ class RoleKeeper:
         self._roles = roles
         self._lent_path = lent_path
         self._clock = clock
-        self._links = LinkMeters(identity.datacenter)
+        self._links = LinkMeters(identity.datacenter, process.fleet.links)
         self._duties = Duties(role=identity.role)
         self._share = 0.0
         self._url = ""
@@ -212,7 +212,7 @@ class RoleKeeper:
         abilities = Abilities(
             can_export_prefix=False, lent_by=lender.worker_id, lend_share=self._shared
         )
-        links = LinkMeters(lender.datacenter)
+        links = LinkMeters(lender.datacenter, self._process.fleet.links)
         return Life(self._process, identity, abilities, links=links, kv_port=0)
 
     def _shared(self) -> float:

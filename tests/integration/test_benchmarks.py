@@ -50,3 +50,22 @@ def test_the_benchmark_of_the_view_runs_and_keeps_its_limit(tmp_path: Path) -> N
     figures = json.loads(report.read_text())
     assert figures["events"] > 50
     assert 0 < figures["total"] < figures["limit"] == 0.05
+
+
+@pytest.mark.timeout(120)
+def test_the_benchmark_of_links_moves_every_byte() -> None:
+    """One slow link for a second, where namespaces can be made; loopback everywhere."""
+    quick = ("--rates", "50", "--rtts", "10", "--runs", "1", "--seconds", "1")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.wan", *quick],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=110,
+        check=False,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "GB/s a core of the reader" in done.stdout
+    assert "while bytes" in done.stdout or "links: skipped" in done.stdout

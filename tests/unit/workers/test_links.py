@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from controlplane.config import KvConfig, LinkConfig
 from controlplane.wire import LinkReport
 from workers.links import LinkMeters
 
@@ -19,6 +20,32 @@ def add(meters: LinkMeters, origin: str = "east", **measured: float) -> None:
         goodput_bps=measured.get("goodput_bps", 8e6),
         rtt_s=measured.get("rtt_s", 0.05),
     )
+
+
+def connections(meters: LinkMeters, origin: str = "east") -> int:
+    with meters.fetching(origin, KvConfig()) as config:
+        return config.connections
+
+
+def a_fast_link() -> LinkConfig:
+    return LinkConfig(from_datacenter="east", to_datacenter="west", capacity_mbit_per_s=5000)
+
+
+def test_a_transfer_has_as_many_connections_as_its_link_needs() -> None:
+    meters = LinkMeters("west", [a_fast_link()])
+    add(meters, rtt_s=0.1)
+
+    assert connections(meters) == 24
+    with meters.fetching("east", KvConfig()):
+        assert connections(meters) == 12
+    assert connections(meters) == 24
+
+
+def test_without_a_link_a_transfer_has_what_the_configuration_says() -> None:
+    meters = LinkMeters("east", [a_fast_link()])
+
+    assert connections(meters, "east") == KvConfig().connections
+    assert connections(meters, "north") == KvConfig().connections
 
 
 def test_before_the_first_transfer_there_is_nothing_to_tell() -> None:

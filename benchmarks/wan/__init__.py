@@ -1,0 +1,1 @@
+"""What the KV path makes of a link: `make bench-wan`."""
