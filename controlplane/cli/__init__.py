@@ -6,8 +6,11 @@ from importlib.metadata import version
 
 import click
 
+from controlplane.cli.config_commands import config
 from controlplane.cli.explain import explain
+from controlplane.cli.fleet_commands import links, status, top, workers
 from controlplane.cli.plan import plan
+from controlplane.cli.policy_commands import policy
 from controlplane.cli.profile import profile
 from controlplane.cli.replay import replay
 from controlplane.cli.router import router
@@ -23,5 +26,13 @@ def main() -> None:
     """Route LLM prefill to where it is cheapest, across datacenters, and say why."""
 
 
-for command in (up, router, worker, explain, replay, plan, profile):
+for command in (
+    up, router, worker, status, workers, links, top, policy, explain, replay, plan, profile, config,
+):  # fmt: skip
     main.add_command(command)
+
+
+@main.command("version")
+def show_version() -> None:
+    """Print the version."""
+    click.echo(version("prfaas"))
