@@ -122,11 +122,17 @@ def _network(family: str, size: str, device: str) -> Any:  # noqa: ANN401
     import torch  # noqa: PLC0415 - an extra
 
     from controlplane.config import TransformersConfig  # noqa: PLC0415
-    from workers.engines.transformers.network import draw_network, load_network  # noqa: PLC0415
+    from workers.engines.transformers.network import (  # noqa: PLC0415
+        draw_network,
+        load_network,
+        vocabulary_of,
+    )
 
     if size == "small":
         config = TransformersConfig.model_validate({"family": family, "device": device})
-        return load_network(config, seed=0, context_tokens_max=max(_LENGTHS[size]))
+        return load_network(
+            config, vocabulary_of(None), seed=0, context_tokens_max=max(_LENGTHS[size])
+        )
     network = draw_network(family, _REAL[family], seed=0, dtype=torch.bfloat16)
     return network.to(device).eval()
 

@@ -45,15 +45,33 @@ def load_tokenizer(directory: Path) -> FileTokenizer:
     found.no_padding()
     settings = _read(directory / "tokenizer_config.json")
     template = _template(directory, settings)
+    special = _special_tokens(settings)
+    end = special.get("eos_token")
     return FileTokenizer(
-        found, ChatTemplate(template, _special_tokens(settings)) if template else None
+        found,
+        ChatTemplate(template, special) if template else None,
+        end_token=found.token_to_id(end) if end else None,
     )
 
 
 class FileTokenizer:
     """A `Tokenizer`; safe in any thread, because nothing of it changes."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        end_token: int | None = None,
+    ) -> None:
+        """
+        Args:
+            inner: The library's.
+            template: Of chats; None where the model has none.
+            end_token: Ends an answer; None where the files do not say.
+        """
+        #: Ends an answer; None where the files do not say.
+        self.end_token = end_token
         self._inner = inner
         self._template = template
         self._vocabulary_size = inner.get_vocab_size(with_added_tokens=True)

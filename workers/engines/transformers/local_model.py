@@ -12,14 +12,18 @@ import torch
 from transformers import DynamicCache
 
 from controlplane.config import ModelConfig
-from controlplane.domain.byte_tokenizer import END_OF_TURN
 from controlplane.wire import KvGroup
 from workers.engine import EngineSpec
 from workers.engines.local.model import DecodeStep, Ints
 from workers.engines.local.row import Row
 from workers.engines.local.sampling import Floats
 from workers.engines.transformers.kv_codec import KvCodec
-from workers.engines.transformers.network import digest_of, load_network
+from workers.engines.transformers.network import (
+    digest_of,
+    end_tokens_of,
+    load_network,
+    vocabulary_of,
+)
 
 #: Tokens of a block: a multiple of the 64 that kernels of linear attention take at once.
 _BLOCK_TOKENS: Final = 64
@@ -38,8 +42,12 @@ class TransformersModel:
             ConfigError: There is no such network.
         """
         torch.set_num_threads(config.transformers.threads)
+        vocabulary = vocabulary_of(config.tokenizer)
         self.network = load_network(
-            config.transformers, seed=config.seed, context_tokens_max=config.context_tokens_max
+            config.transformers,
+            vocabulary,
+            seed=config.seed,
+            context_tokens_max=config.context_tokens_max,
         )
         self.codec = KvCodec(self._probe())
         self.spec = EngineSpec(
@@ -58,7 +66,7 @@ class TransformersModel:
                 KvGroup(name="state", bytes_per_token=0, fixed_bytes=self.codec.state_bytes),
             ),
         )
-        self.end_tokens = frozenset({END_OF_TURN})
+        self.end_tokens = end_tokens_of(self.network, vocabulary)
 
     def __repr__(self) -> str:
         return f"<TransformersModel {self.spec.model} {self.codec!r}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from transformers.utils import logging as library_logging
 from controlplane.config import TransformersConfig
 from controlplane.domain.byte_tokenizer import END_OF_TURN, VOCABULARY_SIZE
 from controlplane.errors import ConfigError
+from controlplane.tokenizing.by_files import load_tokenizer
 
 # What it says of kernels that are not installed is in docs/hybrid-engine.md, and is no log line.
 library_logging.set_verbosity_error()
@@ -64,29 +66,73 @@ _FAMILIES: Final[dict[str, dict[str, Any]]] = {
 _DIGESTED_BYTES: Final = 4096
 
 
-def load_network(config: TransformersConfig, *, seed: int, context_tokens_max: int) -> Any:  # noqa: ANN401 - the library's
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a tokenizer makes, and which of it ends an answer."""
+
+    size: int
+    #: None where only the network's own configuration tells.
+    end_token: int | None
+    is_of_bytes: bool = False
+
+    def shape(self) -> dict[str, int | None]:
+        """As a configuration of a drawn network has it."""
+        return {
+            "vocab_size": self.size,
+            "eos_token_id": self.end_token,
+            "pad_token_id": self.size - 1,
+            "bos_token_id": self.size - 2,
+        }
+
+
+def vocabulary_of(directory: str | None) -> Vocabulary:
+    """
+    Of a directory with tokenizer files, or of bytes.
+
+    Raises:
+        ConfigError: The files are not there, or cannot be read.
+    """
+    if directory is None:
+        return Vocabulary(VOCABULARY_SIZE, END_OF_TURN, is_of_bytes=True)
+    tokenizer = load_tokenizer(Path(directory))
+    return Vocabulary(tokenizer.vocabulary_size, tokenizer.end_token)
+
+
+def end_tokens_of(network: Any, vocabulary: Vocabulary) -> frozenset[int]:  # noqa: ANN401
+    """What ends an answer: the tokenizer's end, and those that the network's own files name."""
+    named = getattr(network.generation_config, "eos_token_id", None)
+    ends = named if isinstance(named, list) else [named]
+    return frozenset(one for one in (*ends, vocabulary.end_token) if isinstance(one, int))
+
+
+def load_network(
+    config: TransformersConfig, vocabulary: Vocabulary, *, seed: int, context_tokens_max: int
+) -> Any:  # noqa: ANN401 - the library's
     """
     A network that is ready to compute.
 
     Args:
         config: Where its shape and its weights come from.
+        vocabulary: Of the fleet's tokenizer.
         seed: Of drawn weights.
         context_tokens_max: Of prompt and output.
 
     Raises:
         ConfigError: There is no such device or directory, what is there cannot be loaded or is not
-            whole, or the network has another vocabulary than the tokenizer or a shorter context.
+            whole, or the network knows fewer tokens than the tokenizer makes or a shorter context.
     """
     device, dtype = _device(config.device), getattr(torch, config.dtype)
     if config.path is None:
-        shape = {**_FAMILIES[config.family], **_vocabulary()}
+        shape = {**_FAMILIES[config.family], **vocabulary.shape()}
         network = draw_network(config.family, shape, seed=seed, dtype=dtype)
     else:
         network = _of_directory(Path(config.path), seed, dtype)
-    if network.config.vocab_size != VOCABULARY_SIZE:
+    size = network.config.vocab_size
+    # Checkpoints round their size up; of bytes there is no such thing.
+    if size < vocabulary.size or (vocabulary.is_of_bytes and size > vocabulary.size):
         raise ConfigError(
-            f"{config.path}: a vocabulary of {network.config.vocab_size}; only the byte tokenizer's "
-            f"{VOCABULARY_SIZE} can be served so far"
+            f"{config.path}: a vocabulary of {size}, and the tokenizer makes {vocabulary.size} tokens: point "
+            "model.tokenizer at the directory with the tokenizer files of this network"
         )
     positions = getattr(network.config, "max_position_embeddings", context_tokens_max)
     if positions < context_tokens_max:
@@ -118,15 +164,6 @@ def digest_of(network: Any) -> str:  # noqa: ANN401 - the library's
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
         digest.update(raw)
     return digest.hexdigest()
-
-
-def _vocabulary() -> dict[str, int]:
-    return {
-        "vocab_size": VOCABULARY_SIZE,
-        "eos_token_id": END_OF_TURN,
-        "pad_token_id": VOCABULARY_SIZE - 1,
-        "bos_token_id": VOCABULARY_SIZE - 2,
-    }
 
 
 def _drawn(shape: Any, seed: int, dtype: torch.dtype) -> Any:  # noqa: ANN401

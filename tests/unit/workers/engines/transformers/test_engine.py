@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conformance.vocabulary import write_tokenizer
 from engine_builders import (
     a_decode,
     a_model,
@@ -19,6 +20,7 @@ from engine_builders import (
     tokens_of,
 )
 
+from controlplane.domain.tokens import TokenIds
 from controlplane.errors import ConfigError
 from controlplane.wire import Sampling
 from workers.engine import KvPiece
@@ -162,6 +164,33 @@ async def test_a_checkpoint_is_read_from_its_directory(make_engine: Make, tmp_pa
     assert await alone(read, 100, greedy()) == await alone(drawn, 100, greedy())
 
 
+async def test_a_network_may_have_a_tokenizer_of_its_own(make_engine: Make, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    engine, other = (make_engine(tokenizer=str(tmp_path)) for _ in range(2))
+    prompt = TokenIds.from_ints([300 + number % 900 for number in range(130)], 2)
+
+    stream = await a_decode(other, prompt, greedy(), source=engine)
+    outs = await generate_alone(engine, prompt, hashes_of(prompt), greedy())
+
+    assert engine.spec.vocabulary_size == 1300
+    # The end that its tokenizer_config.json names.
+    assert engine._model.end_tokens == {257}
+    assert await tokens_of(stream) == [out.token for out in outs]
+
+
+async def test_a_checkpoint_may_know_more_tokens_than_its_tokenizer(
+    make_engine: Make, tmp_path: Path
+) -> None:
+    write_tokenizer(tmp_path)
+    network = make_engine()._model.network  # type: ignore[attr-defined]
+    network.config.vocab_size = 1344
+    network.config.save_pretrained(tmp_path)
+
+    engine = make_engine(tokenizer=str(tmp_path), transformers={"path": str(tmp_path)})
+
+    assert engine.spec.vocabulary_size == 1344
+
+
 async def test_a_configuration_alone_gets_drawn_weights(make_engine: Make, tmp_path: Path) -> None:
     drawn = make_engine(seed=3)
     drawn._model.network.config.save_pretrained(tmp_path)  # type: ignore[attr-defined]
@@ -187,7 +216,7 @@ class TestRefusals:
         network.config.save_pretrained(tmp_path)
 
         with pytest.raises(
-            ConfigError, match="a vocabulary of 4096; only the byte tokenizer's 272"
+            ConfigError, match="a vocabulary of 4096, and the tokenizer makes 272 tokens"
         ):
             make_engine(transformers={"path": str(tmp_path)})
 
